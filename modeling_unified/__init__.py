@@ -1,0 +1,50 @@
+"""Registers the models, the processor and the pipeline with transformers. Importing this package is all it takes."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from processing_unified import UnifiedImageProcessor, UnifiedProcessor
+
+from .codecs_unified import VQCodec
+from .configuration_unified import PARADIGMS, UnifiedConfig, VQCodecConfig
+from .generation_unified import UnifiedGenerateOutput, UnifiedStreamer
+from .modeling_unified import UnifiedForConditionalGeneration, UnifiedModel
+from .pipeline_unified import TextToImagePipeline
+
+AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)
+AutoConfig.register(VQCodecConfig.model_type, VQCodecConfig)
+AutoModel.register(UnifiedConfig, UnifiedModel)
+AutoModel.register(VQCodecConfig, VQCodec)
+for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(UnifiedConfig, UnifiedForConditionalGeneration)
+AutoImageProcessor.register(UnifiedConfig, image_processor_classes={"pil": UnifiedImageProcessor})
+AutoProcessor.register(UnifiedConfig, UnifiedProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "text-to-image", TextToImagePipeline, pt_model=(AutoModelForMultimodalLM,), type="multimodal"
+)
+# Saving a checkpoint ships the code of these classes beside it.
+UnifiedConfig.register_for_auto_class()
+UnifiedModel.register_for_auto_class("AutoModel")
+UnifiedForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+
+__all__ = [
+    "PARADIGMS",
+    "TextToImagePipeline",
+    "UnifiedConfig",
+    "UnifiedForConditionalGeneration",
+    "UnifiedGenerateOutput",
+    "UnifiedImageProcessor",
+    "UnifiedModel",
+    "UnifiedProcessor",
+    "UnifiedStreamer",
+    "VQCodec",
+    "VQCodecConfig",
+]

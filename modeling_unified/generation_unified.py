@@ -1,0 +1,388 @@
+"""Decoding: one `generate` for text, for images, and for both in turn.
+
+A row is always in one of three states, kept as a tensor: it writes text (place -1), it draws the image token of place
+0..L-1, or its image is whole (place L) and [EOI] must follow:
+
+    writing --[SOI]--> place 0 -> 1 -> ... -> L-1 -> L --[EOI]--> writing
+
+so an image has exactly its grid's tokens and an end, whatever the model predicts. Guidance runs the conditional rows
+and as many unconditional ones in one forward pass; an unconditional row sees the negative prompt and the image being
+drawn, nothing else.
+
+B rows asked for, R rows run (2B with guidance), T sequence, N rows in some state, L image tokens, H hidden size,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import TextIteratorStreamer
+from transformers.utils import ModelOutput
+
+from .heads_unified import draw
+
+GENERATION_MODES = ("text", "image", "interleaved")
+IMAGE_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
+
+
+@dataclass
+class UnifiedGenerateOutput(ModelOutput):
+    """`sequences` [B, T]: prompt, text and image codes; `images`: for each row the images drawn, [C, H, W] each."""
+
+    sequences: torch.LongTensor | None = None
+    images: list[list[torch.Tensor]] | None = None
+
+
+class UnifiedStreamer(TextIteratorStreamer):
+    """Iterate over it while `generate` runs in a thread: pieces of text (str) and whole images (PIL), as they come."""
+
+    def __init__(self, processor: Any, skip_prompt: bool = True, timeout: float | None = None, **decode_kwargs):
+        super().__init__(processor.tokenizer, skip_prompt, timeout, **{"skip_special_tokens": True, **decode_kwargs})
+        self.processor = processor
+
+    def put_image(self, pixels_CHW: torch.Tensor) -> None:
+        """Queues a whole image, after the text that was still waiting for the end of its word."""
+        if self.token_cache:
+            self.on_finalized_text(self.tokenizer.decode(self.token_cache, **self.decode_kwargs)[self.print_len :])
+            self.token_cache, self.print_len = [], 0
+        image = self.processor.post_process_multimodal_output([pixels_CHW], generation_mode="image")[0]
+        self.text_queue.put(image, timeout=self.timeout)
+
+    def __next__(self):
+        value = self.text_queue.get(timeout=self.timeout)
+        if value is self.stop_signal:
+            raise StopIteration
+        return value
+
+
+class BlockedIds(LogitsProcessor):
+    """Never writes the ids marked in `blocked_V`: placeholders, image codes, special tokens out of place."""
+
+    def __init__(self, blocked_V: torch.Tensor):
+        self.blocked_V = blocked_V
+
+    def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(self.blocked_V.to(scores.device), -torch.inf)
+
+
+def seeded_generators(seed: int | list[int] | None, rows: int) -> list[torch.Generator] | None:
+    """One CPU generator for each row; an int s stands for s, s + 1, s + 2, ...; None for torch's global one."""
+    if seed is None:
+        return None
+    seeds = [seed + row for row in range(rows)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one seed for each image asked for")
+    return [torch.Generator().manual_seed(int(s)) for s in seeds]
+
+
+@dataclass
+class Drawing:
+    """What is asked of the decoding loop besides transformers' own settings."""
+
+    mode: str
+    grid: tuple[int, int]
+    sampling: dict[str, Any]
+    generators: list[torch.Generator] | None
+    negative_ids: torch.Tensor | None
+    negative_mask: torch.Tensor | None
+    streamer: Any
+
+    @property
+    def length(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def guided(self) -> bool:
+        return self.mode != "text" and self.sampling["guidance_scale"] != 1.0
+
+
+class UnifiedGenerationMixin(GenerationMixin):
+    """`generate` for models with a language model (`model`), an `lm_head`, an image head and a codec."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_mode: str | None = "text",
+        seed: int | list[int] | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt_ids: torch.Tensor | None = None,
+        negative_prompt_attention_mask: torch.Tensor | None = None,
+        image_size: tuple[int, int] | None = None,
+        image_sampling: dict[str, Any] | None = None,
+        image_tokens: torch.Tensor | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        streamer: Any = None,
+        **kwargs,
+    ) -> torch.LongTensor | UnifiedGenerateOutput:
+        """Continues a batch of left-padded prompts with text, with an image, or with both in turn.
+
+        Args:
+            generation_mode: "text"; "image": one image for each row, [SOI] is added here; "interleaved": text in which
+                the model begins images where it wants to.
+            seed: one for each row (rows x num_return_sequences); the same seed gives the same row in any batch.
+            guidance_scale: s of l_u + s (l_c - l_u) for image tokens; 1 is the plain conditional path. In "text" mode
+                transformers' own guidance.
+            negative_prompt_ids, negative_prompt_attention_mask: left-padded [B, T], what the unconditional rows see
+                instead of [SOS] alone.
+            image_size: (height, width) in pixels; the config's by default.
+            image_sampling: `do_sample`, `temperature`, `top_k`, `top_p`, `guidance_scale` of image tokens; those left
+                out come from `generation_config.image_sampling`. In "image" mode these keys are plain arguments too.
+            image_tokens: tokens [N, L] of the prompts' images, instead of `pixel_values`.
+            streamer: gets text as it comes (`put`) and images when they are whole (`put_image`, where it has one).
+            kwargs: everything `GenerationMixin.generate` takes; `max_new_tokens` has no say over the length of an
+                image, and an image that would not fit any more is not begun.
+
+        Returns:
+            Sequences [B, T], prompt first, image tokens as code ids between [SOI] and [EOI]; a `UnifiedGenerateOutput`
+            with `return_dict_in_generate=True` (in modes that draw).
+
+        Raises:
+            ValueError: an unknown mode, a prompt that exceeds the context, sizes or counts that disagree.
+        """
+        mode = generation_mode or "text"
+        if mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode {mode!r}: choose one of {', '.join(GENERATION_MODES)}")
+        if image_tokens is not None:
+            kwargs["mm_encoder_outputs"] = {"image": self.model.get_image_features(image_tokens=image_tokens)}
+        if mode == "text" and seed is None:
+            return self._generate_text(inputs, guidance_scale, logits_processor, streamer, kwargs)
+
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if input_ids is None:
+            raise ValueError(f"generation_mode {mode!r} needs input_ids, at least [[bos_token_id]]")
+        mask = kwargs.pop("attention_mask", None)
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        rows = len(input_ids) * (kwargs.get("num_return_sequences") or 1)
+        if kwargs.get("num_beams", 1) not in (None, 1):
+            raise ValueError(f"num_beams {kwargs['num_beams']}: beams exist only in 'text' mode without a seed")
+        if streamer is not None and rows > 1:
+            raise ValueError(f"a streamer follows one row, not {rows}")
+        drawing = Drawing(
+            mode=mode,
+            grid=self.model.codec.grid(*(image_size or self.config.image_size)),
+            sampling=self._image_sampling(mode, guidance_scale, image_sampling, kwargs),
+            generators=seeded_generators(seed, rows),
+            negative_ids=negative_prompt_ids,
+            negative_mask=negative_prompt_attention_mask,
+            streamer=streamer,
+        )
+        if mode == "image":
+            begun_B = input_ids[:, -1] == self.config.boi_token_id
+            if not bool(begun_B.all()):
+                input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.boi_token_id)], 1)
+                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            kwargs = {**kwargs, "max_new_tokens": drawing.length + 1, "max_length": None, "min_new_tokens": None}
+        room = self._room(input_ids.shape[1], needed=drawing.length + 1 if mode == "image" else 1)
+        if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
+            kwargs["max_new_tokens"] = room
+
+        def decode(model, input_ids, **prepared):
+            return self._decode(input_ids, drawing, **prepared)
+
+        return super().generate(
+            input_ids, attention_mask=mask, logits_processor=logits_processor, custom_generate=decode, **kwargs
+        )
+
+    def _generate_text(self, inputs, guidance_scale, logits_processor, streamer, kwargs):
+        """transformers' own decoding, beams and all, kept from writing anything but text."""
+        prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+        if prompt is not None:
+            self._room(prompt.shape[1], needed=1)
+        processors = LogitsProcessorList([BlockedIds(self._blocked_ids(images=False)), *(logits_processor or [])])
+        if guidance_scale is not None:
+            kwargs["guidance_scale"] = guidance_scale
+        return super().generate(inputs, logits_processor=processors, streamer=streamer, **kwargs)
+
+    def _image_sampling(self, mode, guidance_scale, image_sampling, kwargs) -> dict[str, Any]:
+        """Settings for image tokens, the most specific first: argument, `image_sampling`, generation config."""
+        config = kwargs.get("generation_config") or self.generation_config
+        sampling = {**IMAGE_SAMPLING, **(getattr(config, "image_sampling", None) or {})}
+        if mode == "image":
+            sampling.update({key: kwargs.pop(key) for key in IMAGE_SAMPLING if kwargs.get(key) is not None})
+        sampling.update(image_sampling or {})
+        if guidance_scale is not None:
+            sampling["guidance_scale"] = guidance_scale
+        if unknown := sampling.keys() - IMAGE_SAMPLING.keys():
+            raise ValueError(f"image_sampling has no {sorted(unknown)}; it takes {sorted(IMAGE_SAMPLING)}")
+        if sampling["guidance_scale"] < 0:
+            raise ValueError(f"guidance_scale {sampling['guidance_scale']} must not be negative")
+        return sampling
+
+    def _room(self, prompt: int, needed: int) -> int:
+        """Positions left after the prompt; an error if what is asked for does not fit."""
+        context = self.config.get_text_config().max_position_embeddings
+        if prompt + needed > context:
+            raise ValueError(f"a prompt of {prompt} tokens and {needed} to generate exceed the context of {context}")
+        return context - prompt
+
+    def _blocked_ids(self, images: bool) -> torch.Tensor:
+        """Ids that cannot be written as text, bool [V]; with `images`, [SOI] can."""
+        config = self.config
+        blocked_V = torch.zeros(self.lm_head.weight.shape[0], dtype=torch.bool, device=self.lm_head.weight.device)
+        blocked_V[config.code_offset :] = True
+        special = [config.eoi_token_id, config.mask_token_id, config.image_token_id, config.image_feature_token_id]
+        special += [i for i in (config.pad_token_id, config.bos_token_id) if i is not None]
+        special += [] if images else [config.boi_token_id]
+        end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        blocked_V[[i for i in special if i not in end]] = True
+        return blocked_V
+
+    def _decode(
+        self,
+        input_ids: torch.Tensor,
+        drawing: Drawing,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: Any,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool = True,
+        mm_encoder_outputs: dict | None = None,
+        **_,
+    ) -> torch.LongTensor | UnifiedGenerateOutput:
+        """The loop. The signature is what `GenerationMixin.generate` hands to a custom decoding method."""
+        device, rows, end = input_ids.device, len(input_ids), generation_config.max_length
+        head, length = self.model.image_head, drawing.length
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        run_RT, mask_RT = self._with_unconditional_rows(input_ids, mask_BT, drawing)
+        embeds_RTH = self._prompt_embeds(run_RT, mm_encoder_outputs)
+        sequences_BT, images = input_ids, [[] for _ in range(rows)]
+        order_BL = self.model.image_order(rows, length, device)
+        tokens_BL, finished_B = None, torch.zeros(rows, dtype=torch.bool, device=device)
+        place_B = torch.full((rows,), 0 if drawing.mode == "image" else -1, device=device)
+        blocked = {fits: BlockedIds(self._blocked_ids(images=fits)) for fits in (False, True)}
+        streamer = drawing.streamer
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+
+        fed_RTH = embeds_RTH
+        while not bool(finished_B.all()) and sequences_BT.shape[1] < end:
+            hidden_RH = self.model(
+                inputs_embeds=fed_RTH,
+                attention_mask=mask_RT,
+                position_ids=(mask_RT.cumsum(-1) - 1).clamp(min=0)[:, -fed_RTH.shape[1] :],
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+            ).last_hidden_state[:, -1]
+            writes_B = (place_B < 0) & ~finished_B
+            draws_B = (place_B >= 0) & (place_B < length) & ~finished_B
+            ends_B = (place_B == length) & ~finished_B
+            next_B = torch.full((rows,), generation_config.pad_token_id or 0, device=device)
+            next_embeds_BH = None
+
+            if bool(draws_B.any()):
+                chosen = draws_B.nonzero()[:, 0]
+                generators = drawing.generators and [drawing.generators[row] for row in chosen.tolist()]
+                null_NH = hidden_RH[rows:][chosen] if drawing.guided else None
+                drawn_N = head.sample(hidden_RH[:rows][chosen], self.lm_head, drawing.sampling, null_NH, generators)
+                if tokens_BL is None:
+                    tokens_BL = drawn_N.new_zeros(rows, length, *drawn_N.shape[1:])
+                tokens_BL[chosen, order_BL[chosen, place_B[chosen]]] = drawn_N
+                next_B[chosen] = head.sequence_ids(drawn_N)
+                next_embeds_BH = (chosen, self.model.embed_image_tokens(drawn_N))
+            if bool(writes_B.any()):
+                fits = drawing.mode == "interleaved" and sequences_BT.shape[1] + length + 2 <= end
+                next_B[writes_B] = self._write(
+                    hidden_RH[:rows], sequences_BT, writes_B, logits_processor, blocked[fits], generation_config, drawing
+                )
+            next_B[ends_B] = self.config.eoi_token_id
+
+            for row in ends_B.nonzero()[:, 0].tolist():
+                pixels_CHW = self.model.codec.decode(tokens_BL[row : row + 1], drawing.grid)[0].float()
+                images[row].append(pixels_CHW)
+                if hasattr(streamer, "put_image"):
+                    streamer.put_image(pixels_CHW)
+            if streamer is not None and bool(writes_B[0]) and int(next_B[0]) != self.config.boi_token_id:
+                streamer.put(next_B[:1].cpu())
+
+            begins_B = writes_B & (next_B == self.config.boi_token_id)
+            sequences_BT = torch.cat([sequences_BT, next_B[:, None]], 1)
+            finished_B = finished_B | (writes_B & stopping_criteria(sequences_BT, None))
+            finished_B = finished_B | (ends_B if drawing.mode == "image" else torch.zeros_like(ends_B))
+            mask_RT = self._next_mask(mask_RT, rows, begins_B, draws_B, ends_B, length)
+            place_B = torch.where(draws_B, place_B + 1, torch.where(begins_B, 0, torch.where(ends_B, -1, place_B)))
+            fed_RTH = self._next_embeds(next_B, next_embeds_BH, len(run_RT) // rows)
+            if not use_cache:
+                embeds_RTH = fed_RTH = torch.cat([embeds_RTH, fed_RTH], 1)
+
+        if streamer is not None:
+            streamer.end()
+        if generation_config.return_dict_in_generate:
+            return UnifiedGenerateOutput(sequences=sequences_BT, images=images)
+        return sequences_BT
+
+    def _with_unconditional_rows(self, input_ids, mask_BT, drawing) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stacks the unconditional rows below the others: negative prompt (or [SOS]), in "image" mode then [SOI]."""
+        if not drawing.guided:
+            return input_ids, mask_BT
+        config, rows = self.config, len(input_ids)
+        null_ids, null_mask = drawing.negative_ids, drawing.negative_mask
+        if null_ids is None:
+            null_ids = torch.full_like(input_ids[:, :1], config.bos_token_id)
+        if rows % len(null_ids):
+            raise ValueError(f"{len(null_ids)} negative prompts for {rows} rows: pass one for each prompt")
+        null_mask = torch.ones_like(null_ids) if null_mask is None else null_mask
+        null_ids, null_mask = (x.repeat_interleave(rows // len(x), 0).to(input_ids.device) for x in (null_ids, null_mask))
+        if drawing.mode == "image":
+            null_ids = torch.cat([null_ids, torch.full_like(null_ids[:, :1], config.boi_token_id)], 1)
+            null_mask = torch.cat([null_mask, torch.ones_like(null_mask[:, :1])], 1)
+        width = max(input_ids.shape[1], null_ids.shape[1])
+
+        def left_pad(x, value):
+            return torch.nn.functional.pad(x, (width - x.shape[1], 0), value=value)
+
+        pad = config.pad_token_id or 0
+        ids_RT = torch.cat([left_pad(input_ids, pad), left_pad(null_ids, pad)])
+        return ids_RT, torch.cat([left_pad(mask_BT, 0), left_pad(null_mask, 0)])
+
+    def _prompt_embeds(self, ids_RT: torch.Tensor, mm_encoder_outputs: dict | None) -> torch.Tensor:
+        embeds_RTH = self.get_input_embeddings()(ids_RT)
+        images = (mm_encoder_outputs or {}).get("image")
+        return embeds_RTH if images is None else self.model.fill_slots(embeds_RTH, ids_RT, images.pooler_output)
+
+    def _write(self, hidden_BH, sequences_BT, writes_B, processors, blocked, generation_config, drawing) -> torch.Tensor:
+        """Next text id of each row that writes, by transformers' own sampling settings."""
+        logits_NV = self.lm_head(hidden_BH[writes_B]).float()
+        scores_NV = processors(sequences_BT[writes_B], blocked(None, logits_NV))
+        rows = writes_B.nonzero()[:, 0].tolist()
+        generators = drawing.generators and [drawing.generators[row] for row in rows]
+        return draw(scores_NV, generation_config.do_sample, generators)
+
+    def _next_mask(self, mask_RT, rows, begins_B, draws_B, ends_B, length) -> torch.Tensor:
+        """One column more. Unconditional rows see only the image being drawn, and forget it when it is whole."""
+        next_R = torch.ones_like(mask_RT[:, 0])
+        if len(mask_RT) > rows:
+            next_R[rows:] = (begins_B | draws_B).to(next_R.dtype)
+            mask_RT = mask_RT.clone()
+            mask_RT[rows:, -length - 1 :] *= (~ends_B)[:, None].to(mask_RT.dtype)
+        return torch.cat([mask_RT, next_R[:, None]], 1)
+
+    def _next_embeds(self, next_B, drawn, copies) -> torch.Tensor:
+        """Embeddings [R, 1, H] of the tokens just chosen, the same for conditional and unconditional rows."""
+        # Code ids may be stand-ins: image tokens are embedded by the head, whatever they are.
+        embeds_BH = self.get_input_embeddings()(next_B)
+        if drawn is not None:
+            chosen, embeds_NH = drawn
+            embeds_BH[chosen] = embeds_NH.to(embeds_BH.dtype)
+        return embeds_BH.repeat(copies, 1)[:, None]
+
+    @torch.no_grad()
+    def decode_image_tokens(
+        self, sequences: torch.Tensor, image_size: tuple[int, int] | None = None
+    ) -> list[list[torch.Tensor]]:
+        """Pixels [C, H, W] in [-1, 1] of every image drawn in each row of `sequences` [B, T], in order."""
+        grid = self.model.codec.grid(*(image_size or self.config.image_size))
+        length = grid[0] * grid[1]
+        images = []
+        for ids_T in sequences.to(self.device):
+            codes_N = ids_T[ids_T >= self.config.code_offset] - self.config.code_offset
+            if len(codes_N) % length:
+                raise ValueError(f"{len(codes_N)} image codes are not whole images of {length}: pass their image_size")
+            images.append([self.model.codec.decode(codes_1L, grid)[0].float() for codes_1L in codes_N.view(-1, 1, length)])
+        return images
+
+
+__all__ = ["UnifiedGenerateOutput", "UnifiedGenerationMixin", "UnifiedStreamer"]

@@ -1,0 +1,155 @@
+"""Shared by all tests: offline, one thread, and tiny real parts (no mocks).
+
+Fixtures (each test gets its own copy, seeded, so it may change it freely):
+
+    tiny_tokenizer    byte-level BPE with the special tokens, about 300 ids
+    tiny_codec        VQCodec of stride 2 with 16 codes, random weights, eval mode
+    tiny_config       UnifiedConfig of the row "ugen": Llama of 2 layers and width 32, images 8x8 = 16 tokens
+    tiny_model        UnifiedForConditionalGeneration built from tiny_config, eval mode
+    tiny_processor    UnifiedProcessor that fits tiny_model
+    make_tiny_config  callable(**overrides) -> UnifiedConfig, for another paradigm, backbone or flag
+    make_tiny_processor  callable() -> UnifiedProcessor, for fixtures of a wider scope
+    make_image        callable(seed=0, height=8, width=8) -> RGB PIL.Image of seeded noise
+
+Our packages are imported inside the fixtures: a test of one part runs even where another is missing.
+"""
+
+import copy
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+IMAGE_SIZE = 8
+STRIDE = 2
+TEXTS = [
+    "two cats left of a pizza, noto style",
+    "how many cats?\ntwo",
+    "a red heart above a blue circle",
+    "what is left of the pizza?\na bus",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny tensors gain nothing from more threads and lose much on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained_tokenizer():
+    from train.tokenizer import train_tokenizer
+
+    return train_tokenizer(TEXTS, vocab_size=300)
+
+
+@pytest.fixture
+def tiny_tokenizer(trained_tokenizer):
+    return copy.deepcopy(trained_tokenizer)
+
+
+def tiny_codec_arguments() -> dict:
+    return {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 16],
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "vq_embed_dim": 4,
+        "num_vq_embeddings": 16,
+        "norm_num_groups": 4,
+    }
+
+
+@pytest.fixture
+def tiny_codec():
+    from modeling_unified.codecs_unified import VQCodec
+    from modeling_unified.configuration_unified import VQCodecConfig
+
+    torch.manual_seed(0)
+    return VQCodec(VQCodecConfig(**tiny_codec_arguments())).eval()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config(trained_tokenizer):
+    from modeling_unified.configuration_unified import UnifiedConfig
+
+    def make(paradigm: str = "ugen", **overrides):
+        tokenizer = trained_tokenizer
+        codec_arguments = tiny_codec_arguments()
+        arguments = {
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": len(tokenizer) + codec_arguments["num_vq_embeddings"],
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 256,
+            },
+            "codec_config": {"model_type": "unified_vq", **codec_arguments},
+            "code_offset": len(tokenizer),
+            "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "mask_token_id": tokenizer.mask_token_id,
+            "boi_token_id": tokenizer.boi_token_id,
+            "eoi_token_id": tokenizer.eoi_token_id,
+            "image_token_id": tokenizer.image_token_id,
+            "image_feature_token_id": tokenizer.image_feature_token_id,
+        }
+        return UnifiedConfig.for_paradigm(paradigm, **(arguments | overrides))
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config):
+    return make_tiny_config()
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    from modeling_unified import UnifiedForConditionalGeneration
+
+    torch.manual_seed(0)
+    return UnifiedForConditionalGeneration(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def make_tiny_processor(trained_tokenizer):
+    from processing_unified import UnifiedImageProcessor, UnifiedProcessor
+
+    def make():
+        image_processor = UnifiedImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, stride=STRIDE)
+        return UnifiedProcessor(image_processor, copy.deepcopy(trained_tokenizer), image_stride=STRIDE)
+
+    return make
+
+
+@pytest.fixture
+def tiny_processor(make_tiny_processor):
+    return make_tiny_processor()
+
+
+@pytest.fixture
+def make_image():
+    def make(seed: int = 0, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> Image.Image:
+        pixels_HWC = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels_HWC)
+
+    return make

@@ -1,0 +1,74 @@
+"""Training samples as conversations, the package's one data format: what is read is the user's, what is written the
+assistant's (see processing_unified/layout_unified.py for the sequences they become).
+
+L codes of an image
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from train.recipes import LanguageModelRecipe
+from train.scenes import Scene, describe, questions
+
+Conversation = list[dict[str, Any]]
+Writer = Callable[[Scene, torch.Tensor, int, random.Random], Conversation]
+
+
+def user(*content: dict[str, Any]) -> dict[str, Any]:
+    """A turn that is read: no part of it is predicted."""
+    return {"role": "user", "content": list(content)}
+
+
+def assistant(*content: dict[str, Any]) -> dict[str, Any]:
+    """A turn that is written: all of it is predicted."""
+    return {"role": "assistant", "content": list(content)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def image(codes_L: torch.Tensor) -> dict[str, Any]:
+    return {"type": "image", "image_tokens": codes_L}
+
+
+def image_to_text(recipe: LanguageModelRecipe) -> Writer:
+    """Captioning and question answering in the recipe's exact shares, evenly alternating by sample number.
+
+    A caption is the canonical one: exact match is how it is judged. One sample asks several questions about its scene,
+    in random order: the image is read once for all of them.
+    """
+
+    def write(scene: Scene, codes_L: torch.Tensor, number: int, rng: random.Random) -> Conversation:
+        if not falls_due(number, recipe.question_share):
+            return [user(image(codes_L)), assistant(text(describe(scene)))]
+        asked = questions(scene, rng)
+        rng.shuffle(asked)
+        turns: Conversation = []
+        for _, question, answer in asked[: recipe.questions_per_scene]:
+            turns += [user(text(question)), assistant(text(answer))]
+        turns[0]["content"].insert(0, image(codes_L))
+        return turns
+
+    return write
+
+
+def text_to_image(recipe: LanguageModelRecipe) -> Writer:
+    """A caption in varied words, then the image; the caption is left out of a share of samples, which is what guidance
+    compares with (`[SOS][SOI]` begins such a sequence; our choice of share, the paper names none)."""
+
+    def write(scene: Scene, codes_L: torch.Tensor, number: int, rng: random.Random) -> Conversation:
+        drawing = assistant(image(codes_L))
+        if rng.random() < recipe.drop_prompt_share:
+            return [drawing]
+        return [user(text(describe(scene, rng))), drawing]
+
+    return write
+
+
+def falls_due(number: int, share: float) -> bool:
+    """True for exactly floor(n * share) of the first n numbers, evenly spread: a share without chance."""
+    return int((number + 1) * share) > int(number * share)

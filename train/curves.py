@@ -1,0 +1,32 @@
+"""The curves of a run, drawn from the Trainer's `log_history`: what was learned, and how the vocabulary grew."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# title -> (keys of the log, logarithmic axis)
+PANELS = {
+    "perplexity of text tokens": (("text_perplexity",), True),
+    "perplexity of image tokens": (("image_perplexity",), True),
+    "active codes": (("active_codes",), False),
+    "share of [MASK] among image tokens": (("mask_share",), False),
+    "loss": (("loss", "text_loss", "image_loss"), False),
+    "gradient norm": (("grad_norm",), True),
+}
+
+
+def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
+    """Writes one PNG with a panel per quantity over steps; a quantity never logged leaves its panel empty."""
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    for axes, (title, (keys, logarithmic)) in zip(figure.subplots(3, 2).flat, PANELS.items(), strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in log_history if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key)
+        if logarithmic and axes.lines:
+            axes.set_yscale("log")
+        if len(axes.lines) > 1:
+            axes.legend()
+        axes.set(title=title, xlabel="step")
+    figure.savefig(path, dpi=80)

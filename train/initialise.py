@@ -1,0 +1,90 @@
+"""The first weights of a run: a new unified model, and parts of trained ones put into it.
+
+A text model gives its backbone and the rows of its text ids; the rows of image codes stay random (UGen starts from a
+pretrained text model and learns the visual embeddings). A codec gives all of its weights.
+
+V rows of the vocabulary, H hidden size
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
+
+from modeling_unified.codecs_unified import VQCodec
+from modeling_unified.configuration_unified import UnifiedConfig, VQCodecConfig
+from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
+from train.recipes import LanguageModelRecipe
+
+
+def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
+    """A model as the recipe says, with the trained parts of the folders it names. Without a codec no code is active."""
+    torch.manual_seed(recipe.seed)
+    codec = VQCodec.from_pretrained(_folder(recipe.codec, "codec")) if recipe.codec else None
+    model = UnifiedForConditionalGeneration(build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig()))
+    if codec:
+        model.model.codec.load_state_dict(codec.state_dict())
+    else:
+        model.model.image_head.active_codes.fill_(False)
+    if recipe.text_model:
+        folder = _folder(recipe.text_model, "text model")
+        copy_text_model(UnifiedForConditionalGeneration.from_pretrained(folder), model)
+    return model
+
+
+def build_config(
+    recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase, codec_config: VQCodecConfig
+) -> UnifiedConfig:
+    """Joins the recipe's backbone, the tokenizer's ids and the codec's codes: codes follow the last text id."""
+    text = dict(recipe.text_config)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text_config = CONFIG_MAPPING[text.pop("model_type")](
+        **text, **ids, vocab_size=len(tokenizer) + codec_config.num_codes, tie_word_embeddings=True
+    )
+    return UnifiedConfig.for_paradigm(
+        recipe.paradigm,
+        text_config=text_config,
+        codec_config=codec_config,
+        code_offset=len(tokenizer),
+        image_size=[recipe.image_size, recipe.image_size],
+        **ids,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+        image_token_id=tokenizer.image_token_id,
+        image_feature_token_id=tokenizer.image_feature_token_id,
+        loss_on_mask=recipe.loss_on_mask,
+        inactive_codes_in_softmax=recipe.inactive_codes_in_softmax,
+        tie_word_embeddings=True,
+    )
+
+
+@torch.no_grad()
+def copy_text_model(source: Any, target: Any) -> None:
+    """Copies the backbone and the rows of text ids; the two may have different codecs, hence numbers of codes.
+
+    Raises:
+        ValueError: the two have other text ids or a backbone of another shape.
+    """
+    rows, own = source.config.code_offset, target.config.code_offset
+    if rows != own:
+        raise ValueError(f"the text model has {rows} text ids, this one has {own}: use the tokenizer of that run")
+    vocabularies = [source.get_input_embeddings().weight, target.get_input_embeddings().weight]
+    mine = target.model.language_model.state_dict()
+    for name, weights in source.model.language_model.state_dict().items():
+        if weights.data_ptr() == vocabularies[0].data_ptr():
+            continue
+        if name not in mine or mine[name].shape != weights.shape:
+            found = tuple(mine[name].shape) if name in mine else "missing"
+            raise ValueError(f"{name} is {tuple(weights.shape)} in the text model, {found} here: use its text_config")
+        mine[name].copy_(weights)
+    vocabularies[1][:rows].copy_(vocabularies[0][:rows])
+    if not target.config.tie_word_embeddings:
+        target.lm_head.weight[:rows].copy_(source.lm_head.weight[:rows])
+
+
+def _folder(path: str, what: str) -> str:
+    if not (Path(path) / "config.json").exists():
+        raise ValueError(f"{path} holds no trained {what} (no config.json): train it first, or name another folder")
+    return path

@@ -1,0 +1,220 @@
+"""One run of a language-model recipe, from its data to the saved model.
+
+    output/
+      recipe.json            what is being run; a resumed run must be of the same recipe
+      checkpoint-N/          whole checkpoints, the last two
+      curves.png, samples/   what it looks like so far
+      config.json, ...       the final model and processor, loadable by `from_pretrained`
+      training.json          the record: recipe, steps, time, packages, last losses
+"""
+
+import dataclasses
+import json
+import random
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
+from processing_unified.image_processing_unified import UnifiedImageProcessor
+from processing_unified.processing_unified import UnifiedProcessor
+from train.codes import EncodedScenes, encode_scenes, training_scene
+from train.conversations import image_to_text, text_to_image
+from train.initialise import build_model
+from train.mixture import Mixture, SceneSource, TextSource, readable_rows
+from train.progress import Pictures, StopOnSignal
+from train.recipes import LanguageModelRecipe
+from train.scenes import DATA, HeldOut, describe, questions
+from train.tokenizer import train_tokenizer
+from train.trainer import Collator, UnifiedTrainer
+from train.vocabulary import ProgressiveVocabulary, every, random_order
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "diffusers", "tokenizers", "numpy")
+TOKENIZER_SCENES = 20_000
+
+
+def train_language_model(
+    recipe: LanguageModelRecipe, output: Path, resume: bool = False, skip_bad_rows: bool = False
+) -> bool:
+    """Trains and saves; True when all steps are done, False when stopped before (Ctrl-C), to be resumed.
+
+    Raises:
+        ValueError: a resumed run of another recipe, a folder that holds a run already, unreadable data.
+    """
+    checkpoint = open_run(recipe, output, resume)
+    texts, bad_texts = read_texts(DATA / "glosses.parquet", skip_bad_rows)
+    if checkpoint:
+        processor = UnifiedProcessor.from_pretrained(checkpoint)
+        model = UnifiedForConditionalGeneration.from_pretrained(checkpoint)
+    else:
+        processor = build_processor(recipe, texts)
+        model = build_model(recipe, processor.tokenizer)
+    # Runs that lie side by side share their scenes.
+    mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
+    stop = StopOnSignal()
+    trainer = build_trainer(recipe, output, model, processor, mixture)
+    trainer.add_callback(Pictures(processor, output, recipe.sample_every))
+    trainer.add_callback(stop)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < recipe.steps:
+        return False
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    skipped = {"texts": bad_texts, "scenes": bad_scenes}
+    write_json(output / "training.json", describe_run(recipe, trainer, skipped))
+    return True
+
+
+def open_run(recipe: LanguageModelRecipe, output: Path, resume: bool) -> str | None:
+    """The checkpoint to go on from, if any. Only whole checkpoints carry that name (see UnifiedTrainer)."""
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = get_last_checkpoint(output)
+    if checkpoint and not resume:
+        raise ValueError(f"{output} holds {Path(checkpoint).name} already: pass --resume, or choose another --output")
+    record, wanted = output / "recipe.json", to_json(recipe)
+    if checkpoint and record.exists():
+        stored = json.loads(record.read_text())
+        changed = sorted(key for key in wanted | stored if wanted.get(key) != stored.get(key))
+        if changed:
+            differences = ", ".join(f"{key} {stored.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
+            raise ValueError(f"{output} was started with another recipe ({differences}): choose another --output")
+    write_json(record, wanted)
+    return checkpoint
+
+
+def build_processor(recipe: LanguageModelRecipe, texts: list[str]) -> UnifiedProcessor:
+    """The text model's own processor where the recipe starts from one, else a new tokenizer."""
+    if recipe.text_model:
+        return UnifiedProcessor.from_pretrained(recipe.text_model)
+    tokenizer = train_tokenizer(chain(texts, scene_texts(recipe.seed)), recipe.text_vocab_size)
+    tokenizer.model_max_length = recipe.text_config["max_position_embeddings"]
+    size = {"height": recipe.image_size, "width": recipe.image_size}
+    return UnifiedProcessor(UnifiedImageProcessor(size=size), tokenizer)
+
+
+def scene_texts(seed: int) -> list[str]:
+    """Captions, questions and answers of training scenes, for the tokenizer's merges."""
+    held_out, rng = HeldOut.load(), random.Random(seed)
+    texts = []
+    for number in range(TOKENIZER_SCENES):
+        scene = training_scene(seed, number, held_out)
+        texts.append(describe(scene, rng))
+        texts += [f"{question}\n{answer}" for _, question, answer in questions(scene, rng)]
+    return texts
+
+
+def read_texts(path: Path, skip_bad_rows: bool) -> tuple[list[str], int]:
+    """Training split of the plain texts: (texts, rows left out)."""
+
+    def read(row: dict[str, Any]) -> str:
+        if not isinstance(row["text"], str) or not row["text"].strip():
+            raise ValueError(f"its text is {row['text']!r}")
+        return row["text"]
+
+    rows = datasets.Dataset.from_parquet(str(path), columns=["text", "split"])
+    rows = rows.filter(lambda split: split == "train", input_columns="split")
+    return readable_rows(rows, read, path.name, skip_bad_rows)
+
+
+def build_mixture(
+    recipe: LanguageModelRecipe,
+    texts: list[str],
+    model: UnifiedForConditionalGeneration,
+    cache: Path,
+    skip_bad_rows: bool,
+) -> tuple[Mixture, int]:
+    """The run's samples, and how many scenes were left out."""
+    parts = [(TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
+    bad_scenes = 0
+    if recipe.image_to_text_parts or recipe.text_to_image_parts:
+        rows = encode_scenes(model.model.codec, recipe.scenes, recipe.seed, cache)
+        scenes = EncodedScenes(rows, model.config.num_codes, skip_bad_rows)
+        bad_scenes = scenes.bad_rows
+        # Different seeds: reading and drawing go over the scenes in different orders.
+        parts.append((SceneSource(scenes, recipe.seed + 1, image_to_text(recipe)), recipe.image_to_text_parts))
+        parts.append((SceneSource(scenes, recipe.seed + 2, text_to_image(recipe)), recipe.text_to_image_parts))
+    parts = [(source, count) for source, count in parts if count]
+    return Mixture(parts, recipe.steps * recipe.batch_size, recipe.seed), bad_scenes
+
+
+def build_trainer(
+    recipe: LanguageModelRecipe,
+    output: Path,
+    model: UnifiedForConditionalGeneration,
+    processor: UnifiedProcessor,
+    mixture: Mixture,
+) -> UnifiedTrainer:
+    """The loop: optimiser, schedule, checkpoints, and the growing vocabulary where the recipe asks for one."""
+    if recipe.batch_size % recipe.micro_batches:
+        raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
+    model.set_attn_implementation(recipe.attention)
+    trainer = UnifiedTrainer(
+        model=model,
+        args=training_arguments(recipe, output),
+        train_dataset=mixture,
+        data_collator=Collator(processor, max_length=model.config.text_config.max_position_embeddings),
+        processing_class=processor,
+        text_weight=recipe.text_weight,
+        image_weight=recipe.image_weight,
+    )
+    if recipe.steps_per_code is not None:
+        order = random_order(model.config.num_codes, recipe.seed)
+        trainer.add_callback(ProgressiveVocabulary(order, every(recipe.steps_per_code)))
+    return trainer
+
+
+def training_arguments(recipe: LanguageModelRecipe, output: Path) -> TrainingArguments:
+    """The recipe in the Trainer's words. Samples come in the order of their numbers: resuming skips without reading."""
+    return TrainingArguments(
+        output_dir=str(output),
+        seed=recipe.seed,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size // recipe.micro_batches,
+        gradient_accumulation_steps=recipe.micro_batches,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.bf16,
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to=[],
+    )
+
+
+def describe_run(recipe: LanguageModelRecipe, trainer: UnifiedTrainer, skipped: dict[str, int]) -> dict[str, Any]:
+    """The record of a finished run."""
+    logs = [row for row in trainer.state.log_history if "seconds" in row]
+    seconds = logs[-1]["seconds"]
+    return {
+        "recipe": to_json(recipe),
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds),
+        "sequences_per_second": round(trainer.state.global_step * recipe.batch_size / seconds, 1),
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
+        "last_log": logs[-1],
+        "skipped_rows": skipped,
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def to_json(recipe: LanguageModelRecipe) -> dict[str, Any]:
+    """Plain JSON values: tuples become lists, infinity its name."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe)), parse_constant=str)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,106 @@
+"""Every training run by its name: `RECIPES[name]()` returns the whole configuration of a run.
+
+Later recipes derive from earlier ones by `dataclasses.replace`, so a recipe states only what is different about it.
+Nothing about a run is decided elsewhere.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LanguageModelRecipe:
+    """Training of a unified model. The values are those of the small model `spark`; our choices unless a source is
+    named."""
+
+    name: str
+    seed: int = 0
+
+    # Model. The vocabulary is text_vocab_size text ids (fewer if the texts hold no more) and the codec's codes.
+    paradigm: str = "ugen"
+    text_config: dict[str, Any] = field(
+        default_factory=lambda: {
+            "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "intermediate_size": 704, "max_position_embeddings": 512,
+        }
+    )  # fmt: skip
+    text_vocab_size: int = 4096
+    image_size: int = 64
+    text_model: str | None = None  # folder of the run this one starts from; None: a new tokenizer and random weights
+    codec: str | None = None  # folder of the trained codec; None: text only
+
+    # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
+    steps_per_code: float | None = None
+    loss_on_mask: bool = True
+    inactive_codes_in_softmax: bool = False
+
+    # Data: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
+    text_parts: int = 1
+    image_to_text_parts: int = 0
+    text_to_image_parts: int = 0
+    text_characters: int = 250  # of a page of plain text: about as many tokens as an image with its caption
+    scenes: int = 60_000
+    question_share: float = 0.5  # of image-to-text; the rest is captioning
+    questions_per_scene: int = 3
+    drop_prompt_share: float = 0.1  # of text-to-image, for guidance
+
+    # Optimisation.
+    steps: int = 1500
+    batch_size: int = 32
+    micro_batches: int = 1  # a batch is cut into that many, to save memory
+    # Matrix products in bfloat16, weights and losses in float32. With plain attention (torch's fused one is slow
+    # backwards in bfloat16 on CPUs) a step takes half the time of float32 on a CPU with AMX; losses agree to 3 digits.
+    bf16: bool = True
+    attention: str = "eager"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+
+    # Habits, in steps.
+    log_every: int = 20
+    save_every: int = 250
+    sample_every: int = 500
+
+
+def spark_text() -> LanguageModelRecipe:
+    """Tokenizer and text-only phase: Algorithm 1 begins with text alone."""
+    return LanguageModelRecipe("spark/text")
+
+
+def spark_ugen() -> LanguageModelRecipe:
+    """Text and images at 3:2:5 while one code after another joins; all 1,024 are active after a quarter of the run."""
+    return replace(
+        spark_text(),
+        name="spark/ugen",
+        text_model="runs/text",
+        codec="runs/vq",
+        steps_per_code=1.0,
+        text_parts=3,
+        image_to_text_parts=2,
+        text_to_image_parts=5,
+        steps=4000,
+    )
+
+
+def spark_ugen_vanilla() -> LanguageModelRecipe:
+    """The baseline of the paper: plain joint training, every code active from the first step."""
+    return replace(spark_ugen(), name="spark/ugen-vanilla", steps_per_code=None)
+
+
+def spark_ugen_never() -> LanguageModelRecipe:
+    """k = infinity: no code is ever activated. Not the vanilla baseline, but its opposite; it cannot draw."""
+    return replace(spark_ugen(), name="spark/ugen-never", steps_per_code=math.inf)
+
+
+RECIPES: dict[str, Callable[[], Any]] = {
+    "spark/text": spark_text,
+    "spark/ugen": spark_ugen,
+    "spark/ugen-vanilla": spark_ugen_vanilla,
+    "spark/ugen-never": spark_ugen_never,
+}

@@ -1,0 +1,48 @@
+"""The one command that trains: `python -m train.run --recipe spark/ugen --output runs/ugen [--resume]`.
+
+Everything about a run stands in its recipe (`train/recipes.py`); the flags say only where and how far.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from train.recipes import RECIPES, LanguageModelRecipe
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(prog="python -m train.run", description=__doc__.splitlines()[0])
+    arguments.add_argument("--recipe", required=True, choices=sorted(RECIPES))
+    arguments.add_argument("--output", required=True, type=Path, help="folder of the run")
+    arguments.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    arguments.add_argument("--max-steps", type=int, help="instead of the recipe's number of steps")
+    arguments.add_argument("--text-model", help="folder of the text model to start from, instead of the recipe's")
+    arguments.add_argument("--codec", help="folder of the trained codec, instead of the recipe's")
+    arguments.add_argument("--skip-bad-rows", action="store_true", help="leave out and count rows that cannot be read")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0 when the run is finished, 130 when it was interrupted and can be resumed."""
+    args = parser().parse_args(argv)
+    given = {"steps": args.max_steps, "text_model": args.text_model, "codec": args.codec}
+    recipe = replace(RECIPES[args.recipe](), **{name: value for name, value in given.items() if value is not None})
+    # Only the chosen recipe's code is imported: a codec's training needs no language model, and the other way round.
+    if isinstance(recipe, LanguageModelRecipe):
+        from train.language_model import train_language_model
+
+        done = train_language_model(recipe, args.output, resume=args.resume, skip_bad_rows=args.skip_bad_rows)
+    else:
+        from train.codec import train_codec
+
+        done = train_codec(recipe, args.output, resume=args.resume)
+    if not done:
+        print(f"stopped; go on with: python -m train.run {' '.join(argv or sys.argv[1:])} --resume")
+        return 130
+    print(f"finished: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

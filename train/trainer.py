@@ -1,0 +1,150 @@
+"""UnifiedTrainer: transformers' Trainer with losses reduced per kind, whole checkpoints only, and a log per kind.
+
+Loss of one update, over all its micro-batches and ranks:
+
+    loss = text_weight * sum(text losses) / N_text + image_weight * sum(image losses) / N_image
+
+N_kind is the number of label positions of that kind in the whole update, so four batches of one sample are one batch
+of four. A mean per micro-batch would not be. The Trainer's own single count over both kinds would let the 64 tokens of
+an image outvote a short text. A [MASK] target that is not trained on (`loss_on_mask=False`) still counts in N_image: a
+single image token then weighs the same from the first active code to the last (our choice).
+
+B batch, T sequence, L image tokens
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+STAGING = "incomplete"
+
+
+class UnifiedTrainer(Trainer):
+    """Trainer of `UnifiedForConditionalGeneration` over a `Mixture`, with the `Collator` of this module.
+
+    Args:
+        text_weight, image_weight: weight of each kind in the loss (UGen names none: 1 and 1).
+    """
+
+    def __init__(self, *args, text_weight: float = 1.0, image_weight: float = 1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weights = torch.tensor([text_weight, image_weight], device=self.args.device)
+        # Dividing by the counts below is the whole normalisation: the Trainer must neither hand its own count to the
+        # model nor divide by the number of micro-batches.
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True
+        self._window = LossWindow()
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Micro-batches of one update and, in place of the Trainer's single count, the counts [text, image]."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = sum((self._count_predicted(batch["labels"]) for batch in batches), torch.zeros(2, dtype=torch.long))
+        return batches, self.accelerator.reduce(counts.to(device), "sum")
+
+    def _count_predicted(self, labels_BT: torch.Tensor) -> torch.Tensor:
+        targets = labels_BT[:, 1:]  # the model shifts labels by one: the first column is never predicted
+        image = (targets == self.model.config.image_token_id).sum()
+        return torch.stack([(targets != -100).sum() - image, image]).cpu()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Weighted sum of the unreduced losses over the counts of the whole update.
+
+        Raises:
+            FloatingPointError: a loss that is not finite, before the update, naming the step and the samples.
+        """
+        inputs = dict(inputs)
+        indices_B = inputs.pop("sample_indices")
+        outputs = model(**inputs)
+        sums = torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
+        if not torch.isfinite(sums).all():
+            raise FloatingPointError(self._not_finite(sums.tolist(), indices_B.tolist()))
+        # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
+        scale = self.weights * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
+        loss = (sums * scale).sum()
+        self._window.add(outputs, inputs.get("image_tokens"), self.model.model.image_head)
+        return (loss, outputs) if return_outputs else loss
+
+    def _not_finite(self, sums: list[float], indices: list[int]) -> str:
+        kinds = [kind for kind, total in zip(("text", "image"), sums, strict=True) if not math.isfinite(total)]
+        samples = "; ".join(self.train_dataset.describe_sample(index) for index in indices)
+        return (
+            f"the {' and '.join(kinds)} loss is not finite at step {self.state.global_step + 1}, and the model was not "
+            f"updated. The batch held: {samples}. Lower the learning rate, or resume from the last checkpoint"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds loss and perplexity of each kind since the last log, and `seconds` of training over all sessions."""
+        if "loss" in logs:
+            logs.update(self._window.read())
+            logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
+            before = [row for row in self.state.log_history if row["step"] <= self._initial_global_step]
+            logs["seconds"] = max((row.get("seconds", 0.0) for row in before), default=0.0) + time.time() - start_time
+        super().log(logs, start_time)
+
+    def _get_output_dir(self, trial) -> str:
+        return getattr(self, "_staging_dir", None) or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Writes a checkpoint aside and renames it when whole: a folder `checkpoint-N` is never a half-written one."""
+        output = Path(self.args.output_dir)
+        self._staging_dir = str(output / STAGING)
+        shutil.rmtree(self._staging_dir, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            for checkpoint in Path(self._staging_dir).iterdir():
+                shutil.rmtree(output / checkpoint.name, ignore_errors=True)  # the same step, saved before a resume
+                os.replace(checkpoint, output / checkpoint.name)
+            os.rmdir(self._staging_dir)
+        finally:
+            self._staging_dir = None
+        rotate_checkpoints(str(output), save_total_limit=self.args.save_total_limit, use_mtime=True)
+
+
+class Collator:
+    """Samples of a `Mixture` -> the inputs of the model, right-padded, and `sample_indices [B]` for error messages."""
+
+    def __init__(self, processor: Any, max_length: int):
+        self.processor = processor
+        self.max_length = max_length
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.processor.encode_conversations(
+            [sample["conversation"] for sample in samples], padding_side="right", max_length=self.max_length
+        )
+        return {**batch, "sample_indices": torch.tensor([sample["index"] for sample in samples])}
+
+
+class LossWindow:
+    """Sums since the last log, over the micro-batches of this rank."""
+
+    def __init__(self):
+        self.totals = dict.fromkeys(("text", "image", "texts", "images", "masked", "tokens"), 0.0)
+
+    def add(self, outputs: Any, image_tokens: torch.Tensor | None, head: torch.nn.Module) -> None:
+        for kind in ("text", "image"):
+            losses = outputs[f"{kind}_loss"].detach()
+            self.totals[kind] += losses.sum().item()
+            # A [MASK] target that is not trained on has a loss of exactly zero, and no part in the perplexity.
+            self.totals[f"{kind}s"] += len(losses) if head.loss_on_mask else int(losses.count_nonzero())
+        if image_tokens is not None:
+            self.totals["tokens"] += image_tokens.numel()
+            self.totals["masked"] += int((~head.active_codes[image_tokens.long()]).sum())
+
+    def read(self) -> dict[str, float]:
+        """Means since the last call; what did not occur is left out."""
+        sums, logs = self.totals, {}
+        for kind in ("text", "image"):
+            if sums[f"{kind}s"]:
+                logs[f"{kind}_loss"] = sums[kind] / sums[f"{kind}s"]
+                logs[f"{kind}_perplexity"] = math.exp(min(logs[f"{kind}_loss"], 700.0))  # exp(710) overflows
+        if sums["tokens"]:
+            logs["mask_share"] = sums["masked"] / sums["tokens"]
+        self.__init__()
+        return logs
