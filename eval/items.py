@@ -10,13 +10,19 @@ import pyarrow.parquet
 from PIL import Image
 
 
-def read_items(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a parquet file. Its `image` column, if any, holds encoded images as `datasets.Image` stores them."""
+def read_items(path: str | Path, filters: list[tuple] | None = None) -> list[dict[str, Any]]:
+    """Rows of a parquet file. Its `image` column, if any, holds encoded images as `datasets.Image` stores them.
+
+    Transparent images are set on white, as the scenes are. `filters` are pyarrow's: `[("split", "==", "test")]`.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: write the suite's files with `python -m train.suite --output eval/data`")
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+        raise ValueError(
+            f"{path} does not exist; `python -m train.suite` and `python -m train.drawings` write the data"
+        )
+    rows = pyarrow.parquet.read_table(path, filters=filters).to_pylist()
     for row in rows:
         if "image" in row:
-            row["image"] = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+            image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
+            row["image"] = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return rows

@@ -84,17 +84,25 @@ class VQCodec(PreTrainedModel):
         if codes_BL.shape[1] != grid[0] * grid[1]:
             raise ValueError(f"{codes_BL.shape[1]} codes per image do not fill a grid of {grid[0]}x{grid[1]}")
         quantized_BLD = self.vq.quantize.embedding(codes_BL)
-        return self.vq.decode(quantized_BLD.transpose(1, 2).unflatten(2, grid), force_not_quantize=True).sample
+        return self.decode_latents(quantized_BLD.transpose(1, 2).unflatten(2, grid))
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def decode_latents(self, latents_BDhw: torch.Tensor) -> torch.Tensor:
+        """Pixels [B, C, H, W] of latents, quantised or not."""
+        return self.vq.decode(latents_BDhw, force_not_quantize=True).sample
+
+    def forward(
+        self, pixel_values: torch.Tensor, quantise: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """For training: reconstruction [B, C, H, W], quantisation loss (scalar), codes [B, L].
 
-        Gradients pass the quantiser straight through (VQ-VAE, section 3.2).
+        Gradients pass the quantiser straight through (VQ-VAE, section 3.2). With `quantise=False` it is a plain
+        autoencoder: no loss of the quantiser, no codes.
         """
         latents_BDhw = self.encode_latents(pixel_values)
-        quantized_BDhw, loss, (_, _, codes) = self.vq.quantize(latents_BDhw)
-        pixels_BCHW = self.vq.decode(quantized_BDhw, force_not_quantize=True).sample
-        return pixels_BCHW, loss, codes.view(len(pixel_values), -1)
+        if not quantise:
+            return self.decode_latents(latents_BDhw), latents_BDhw.new_zeros(()), None
+        quantised_BDhw, loss, (_, _, codes) = self.vq.quantize(latents_BDhw)
+        return self.decode_latents(quantised_BDhw), loss, codes.view(len(pixel_values), -1)
 
 
 CODECS = {"vq": VQCodec}

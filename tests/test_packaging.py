@@ -98,8 +98,8 @@ def test_wheel_holds_the_two_packages_only(tmp_path):
         shutil.copy(ROOT / file, source)
     for package in ("modeling_unified", "processing_unified", "train", "eval"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("data", "__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
-    subprocess.run([*command, source], check=True, capture_output=True)
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, source], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"unified_autoregressive-{PROJECT['version']}-")
     with zipfile.ZipFile(wheel) as archive:

@@ -21,14 +21,14 @@ from train.recipes import LanguageModelRecipe
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
     """A model as the recipe says, with the trained parts of the folders it names. Without a codec no code is active."""
     torch.manual_seed(recipe.seed)
-    codec = VQCodec.from_pretrained(_folder(recipe.codec, "codec")) if recipe.codec else None
+    codec = VQCodec.from_pretrained(trained_folder(recipe.codec, "codec")) if recipe.codec else None
     model = UnifiedForConditionalGeneration(build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig()))
     if codec:
         model.model.codec.load_state_dict(codec.state_dict())
     else:
         model.model.image_head.active_codes.fill_(False)
     if recipe.text_model:
-        folder = _folder(recipe.text_model, "text model")
+        folder = trained_folder(recipe.text_model, "text model")
         copy_text_model(UnifiedForConditionalGeneration.from_pretrained(folder), model)
     return model
 
@@ -84,7 +84,8 @@ def copy_text_model(source: Any, target: Any) -> None:
         target.lm_head.weight[:rows].copy_(source.lm_head.weight[:rows])
 
 
-def _folder(path: str, what: str) -> str:
+def trained_folder(path: str, what: str) -> str:
+    """`path`, if a trained model lies there."""
     if not (Path(path) / "config.json").exists():
         raise ValueError(f"{path} holds no trained {what} (no config.json): train it first, or name another folder")
     return path

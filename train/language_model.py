@@ -1,40 +1,37 @@
 """One run of a language-model recipe, from its data to the saved model.
 
-    output/
-      recipe.json            what is being run; a resumed run must be of the same recipe
-      checkpoint-N/          whole checkpoints, the last two
-      curves.png, samples/   what it looks like so far
-      config.json, ...       the final model and processor, loadable by `from_pretrained`
-      training.json          the record: recipe, steps, time, packages, last losses
+output/
+  recipe.json            what is being run; a resumed run must be of the same recipe
+  checkpoint-N/          whole checkpoints, the last two
+  curves.png, samples/   what it looks like so far
+  config.json, ...       the final model and processor, loadable by `from_pretrained`
+  training.json          the record: recipe, steps, time, packages, last losses
 """
 
-import dataclasses
-import json
 import random
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+import torch
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
 from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import image_to_text, text_to_image
-from train.initialise import build_model
+from train.initialise import build_model, trained_folder
 from train.mixture import Mixture, SceneSource, TextSource, readable_rows
 from train.progress import Pictures, StopOnSignal
 from train.recipes import LanguageModelRecipe
+from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, HeldOut, describe, questions
 from train.tokenizer import train_tokenizer
 from train.trainer import Collator, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every, random_order
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "diffusers", "tokenizers", "numpy")
 TOKENIZER_SCENES = 20_000
 
 
@@ -52,8 +49,12 @@ def train_language_model(
         processor = UnifiedProcessor.from_pretrained(checkpoint)
         model = UnifiedForConditionalGeneration.from_pretrained(checkpoint)
     else:
-        processor = build_processor(recipe, texts)
-        model = build_model(recipe, processor.tokenizer)
+        tokenizer = build_tokenizer(recipe, texts)
+        model = build_model(recipe, tokenizer)
+        size = {"height": recipe.image_size, "width": recipe.image_size}
+        processor = UnifiedProcessor(
+            UnifiedImageProcessor(size=size), tokenizer, image_stride=model.config.codec_config.stride
+        )
     # Runs that lie side by side share their scenes.
     mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
@@ -66,35 +67,17 @@ def train_language_model(
     model.save_pretrained(output)
     processor.save_pretrained(output)
     skipped = {"texts": bad_texts, "scenes": bad_scenes}
-    write_json(output / "training.json", describe_run(recipe, trainer, skipped))
+    write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped))
     return True
 
 
-def open_run(recipe: LanguageModelRecipe, output: Path, resume: bool) -> str | None:
-    """The checkpoint to go on from, if any. Only whole checkpoints carry that name (see UnifiedTrainer)."""
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(output)
-    if checkpoint and not resume:
-        raise ValueError(f"{output} holds {Path(checkpoint).name} already: pass --resume, or choose another --output")
-    record, wanted = output / "recipe.json", to_json(recipe)
-    if checkpoint and record.exists():
-        stored = json.loads(record.read_text())
-        changed = sorted(key for key in wanted | stored if wanted.get(key) != stored.get(key))
-        if changed:
-            differences = ", ".join(f"{key} {stored.get(key)!r} -> {wanted.get(key)!r}" for key in changed)
-            raise ValueError(f"{output} was started with another recipe ({differences}): choose another --output")
-    write_json(record, wanted)
-    return checkpoint
-
-
-def build_processor(recipe: LanguageModelRecipe, texts: list[str]) -> UnifiedProcessor:
-    """The text model's own processor where the recipe starts from one, else a new tokenizer."""
+def build_tokenizer(recipe: LanguageModelRecipe, texts: list[str]) -> PreTrainedTokenizerBase:
+    """The text model's own tokenizer where the recipe starts from one, else a new one."""
     if recipe.text_model:
-        return UnifiedProcessor.from_pretrained(recipe.text_model)
+        return UnifiedProcessor.from_pretrained(trained_folder(recipe.text_model, "text model")).tokenizer
     tokenizer = train_tokenizer(chain(texts, scene_texts(recipe.seed)), recipe.text_vocab_size)
     tokenizer.model_max_length = recipe.text_config["max_position_embeddings"]
-    size = {"height": recipe.image_size, "width": recipe.image_size}
-    return UnifiedProcessor(UnifiedImageProcessor(size=size), tokenizer)
+    return tokenizer
 
 
 def scene_texts(seed: int) -> list[str]:
@@ -153,6 +136,7 @@ def build_trainer(
     if recipe.batch_size % recipe.micro_batches:
         raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
     model.set_attn_implementation(recipe.attention)
+    model.model.codec.requires_grad_(False)  # `from_pretrained` leaves every parameter trainable
     trainer = UnifiedTrainer(
         model=model,
         args=training_arguments(recipe, output),
@@ -185,6 +169,7 @@ def training_arguments(recipe: LanguageModelRecipe, output: Path) -> TrainingArg
         adam_beta2=recipe.betas[1],
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
@@ -193,28 +178,3 @@ def training_arguments(recipe: LanguageModelRecipe, output: Path) -> TrainingArg
         dataloader_pin_memory=False,
         report_to=[],
     )
-
-
-def describe_run(recipe: LanguageModelRecipe, trainer: UnifiedTrainer, skipped: dict[str, int]) -> dict[str, Any]:
-    """The record of a finished run."""
-    logs = [row for row in trainer.state.log_history if "seconds" in row]
-    seconds = logs[-1]["seconds"]
-    return {
-        "recipe": to_json(recipe),
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds),
-        "sequences_per_second": round(trainer.state.global_step * recipe.batch_size / seconds, 1),
-        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
-        "last_log": logs[-1],
-        "skipped_rows": skipped,
-        "packages": {name: version(name) for name in PACKAGES},
-    }
-
-
-def to_json(recipe: LanguageModelRecipe) -> dict[str, Any]:
-    """Plain JSON values: tuples become lists, infinity its name."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)), parse_constant=str)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -11,6 +11,36 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class CodecRecipe:
+    """Training of a VQ codec. Our choices: no paper says how to train one in half an hour on a laptop."""
+
+    name: str
+    seed: int = 0
+    codec_config: dict[str, Any] = field(
+        default_factory=lambda: {
+            "block_out_channels": [16, 32, 64, 128], "layers_per_block": 1, "norm_num_groups": 8,
+            "latent_channels": 64, "vq_embed_dim": 16, "num_vq_embeddings": 2048, "mid_block_add_attention": False,
+        }
+    )  # fmt: skip
+    drawing_share: float = 0.15  # of images: single drawings of any label; the rest are scenes
+    autoencoder_steps: int = 600  # before anything is quantised
+    mend_every: int = 100  # unused codes are moved
+    quantiser_weight: float = 0.25  # of the quantiser's loss beside the reconstruction's
+
+    steps: int = 4000
+    batch_size: int = 32
+    bf16: bool = True
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+
+    log_every: int = 20
+    save_every: int = 500
+    sample_every: int = 200
+
+
+@dataclass(frozen=True)
 class LanguageModelRecipe:
     """Training of a unified model. The values are those of the small model `spark`; our choices unless a source is
     named."""
@@ -68,6 +98,11 @@ class LanguageModelRecipe:
     sample_every: int = 500
 
 
+def spark_vq() -> CodecRecipe:
+    """64 codes for an image of 64x64 pixels."""
+    return CodecRecipe("spark/vq")
+
+
 def spark_text() -> LanguageModelRecipe:
     """Tokenizer and text-only phase: Algorithm 1 begins with text alone."""
     return LanguageModelRecipe("spark/text")
@@ -99,6 +134,7 @@ def spark_ugen_never() -> LanguageModelRecipe:
 
 
 RECIPES: dict[str, Callable[[], Any]] = {
+    "spark/vq": spark_vq,
     "spark/text": spark_text,
     "spark/ugen": spark_ugen,
     "spark/ugen-vanilla": spark_ugen_vanilla,

@@ -56,10 +56,10 @@ def _related(scene: Scene) -> bool:
     return bool(relation_between(a, b) or relation_between(b, a))
 
 
-def _binds(scene: Scene) -> bool:
-    """Two coloured shapes that differ in both colour and shape."""
+def _differ_in_shape(scene: Scene) -> bool:
+    """Coloured shapes of one scene always differ in colour: with this, neither word alone tells them apart."""
     a, b = (vocabulary()[o.concept] for o in scene.objects)
-    return a.colour != b.colour and a.shape != b.shape
+    return a.shape != b.shape
 
 
 def _side_by_side(scene: Scene) -> str:
@@ -73,7 +73,7 @@ CATEGORIES = {
     "counting": Category(("count",), lambda scene: True),
     "colors": Category(("large", "small"), lambda scene: bool(_coloured(scene))),
     "position": Category(("pair",), lambda scene: _coloured(scene) < 2 and _related(scene)),
-    "color_attr": Category(("shapes",), _binds, _side_by_side),
+    "color_attr": Category(("shapes",), _differ_in_shape, _side_by_side),
 }
 
 

@@ -13,20 +13,14 @@ B batch, T sequence, L image tokens
 """
 
 import math
-import os
-import shutil
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 
-STAGING = "incomplete"
+from train.checkpoints import ResumableTrainer
 
 
-class UnifiedTrainer(Trainer):
+class UnifiedTrainer(ResumableTrainer):
     """Trainer of `UnifiedForConditionalGeneration` over a `Mixture`, with the `Collator` of this module.
 
     Args:
@@ -80,31 +74,11 @@ class UnifiedTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss and perplexity of each kind since the last log, and `seconds` of training over all sessions."""
+        """Adds loss and perplexity of each kind since the last log."""
         if "loss" in logs:
             logs.update(self._window.read())
             logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
-            before = [row for row in self.state.log_history if row["step"] <= self._initial_global_step]
-            logs["seconds"] = max((row.get("seconds", 0.0) for row in before), default=0.0) + time.time() - start_time
         super().log(logs, start_time)
-
-    def _get_output_dir(self, trial) -> str:
-        return getattr(self, "_staging_dir", None) or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Writes a checkpoint aside and renames it when whole: a folder `checkpoint-N` is never a half-written one."""
-        output = Path(self.args.output_dir)
-        self._staging_dir = str(output / STAGING)
-        shutil.rmtree(self._staging_dir, ignore_errors=True)
-        try:
-            super()._save_checkpoint(model, trial)
-            for checkpoint in Path(self._staging_dir).iterdir():
-                shutil.rmtree(output / checkpoint.name, ignore_errors=True)  # the same step, saved before a resume
-                os.replace(checkpoint, output / checkpoint.name)
-            os.rmdir(self._staging_dir)
-        finally:
-            self._staging_dir = None
-        rotate_checkpoints(str(output), save_total_limit=self.args.save_total_limit, use_mtime=True)
 
 
 class Collator:

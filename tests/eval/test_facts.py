@@ -83,9 +83,7 @@ def test_parse(caption, facts):
     assert parse(caption) == facts
 
 
-@pytest.mark.parametrize(
-    "wording", ["a cat right of a dog", "a cat to the right of a dog", "a dog to the left of a cat"]
-)
+@pytest.mark.parametrize("text", ["a cat right of a dog", "a cat to the right of a dog", "a dog to the left of a cat"])
 def test_equal_statements_are_equal_facts(text):
     assert parse(text) == parse("a dog left of a cat")
 

@@ -187,11 +187,11 @@ def test_a_file_without_the_drawings_is_refused(tmp_path):
 
 
 def test_speed(drawings, held_out):
-    rng, start = random.Random(0), time.perf_counter()
+    """Processor time, so that a busy machine does not fail it: 10,000 scenes a second are usual, 2,000 are wanted."""
+    rng, start = random.Random(0), time.process_time()
     for _ in range(500):
         render(sample_scene(rng, held_out), drawings)
-    # 10,000 a second on an idle core; the limit leaves room for a busy machine.
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.25
 
 
 def test_captions_are_true(some_scenes):

@@ -18,12 +18,12 @@ Args:
     references: per image, the facts that the prompt requires, as strings (at least one)
     categories: per image, the name of its category
 Returns:
-    per category a float in [0, 1]; "overall", their unweighted mean; "images", the share over all images; "n", their number
+    per category a share in [0, 1]; overall, their unweighted mean; images, the share over all images; n, their number
 """
 
 
 class Drawing(evaluate.Metric):
-    """`compute(predictions, references, categories) -> {category: share, ..., "overall": mean, "images": share, "n": N}`."""
+    """`compute(predictions, references, categories) -> {category: share, ..., "overall", "images", "n"}`."""
 
     def _info(self) -> evaluate.MetricInfo:
         facts = datasets.Sequence(datasets.Value("string"))

@@ -9,7 +9,9 @@ import datasets
 import evaluate
 import numpy
 
-_DESCRIPTION = "Frechet distance between Gaussians fitted to two sets of feature vectors. Not an FID unless the features are."
+_DESCRIPTION = (
+    "Frechet distance of Gaussians fitted to two sets of feature vectors. Not an FID unless the features are."
+)
 
 _KWARGS_DESCRIPTION = """
 Args:

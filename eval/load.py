@@ -1,0 +1,126 @@
+"""Any model folder or Hub id behind a few verbs: draw, describe, answer, complete, reconstruct.
+
+Evaluation reaches models through Auto classes and the methods below only. This is the one place that imports the
+package, which registers its classes; where it is not installed, `trust_remote_code=True` uses the model's own files.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+if importlib.util.find_spec("modeling_unified"):
+    import modeling_unified  # noqa: F401
+
+MAX_TEXT_TOKENS = 64  # the longest caption of the suites has about 40
+
+
+class HubModel:
+    """A model and its processor. Text is decoded greedily; images are sampled, one seed for each.
+
+    Every verb takes lists of any length and works in batches of `batch_size` behind a progress bar.
+    """
+
+    def __init__(self, model: Any, processor: Any, batch_size: int = 32) -> None:
+        self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
+
+    @classmethod
+    def load(cls, name: str, trust_remote_code: bool = False, batch_size: int = 32) -> HubModel:
+        """Loads a folder or a Hub id, in float32 whatever it is stored in: numbers then hang less on the hardware."""
+        model = AutoModelForMultimodalLM.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return cls(model, processor, batch_size)
+
+    def draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], image_sampling: dict[str, Any] | None = None
+    ) -> list[Image.Image]:
+        """One image for each prompt. `image_sampling` overrides the model's own settings (see `generate`)."""
+        images: list[Image.Image] = []
+        for rows in self._batches(len(prompts), "drawing"):
+            conversations = [[_user(_text(prompts[row]))] for row in rows]
+            sequences = self.model.generate(
+                **self._inputs(conversations, "image"),
+                generation_mode="image",
+                seed=[seeds[row] for row in rows],
+                image_sampling=image_sampling,
+            )
+            pixels = [image for row in self.model.decode_image_tokens(sequences) for image in row]
+            images += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return images
+
+    def describe(self, images: Sequence[Image.Image]) -> list[str]:
+        """A caption for each image."""
+        return self._write([[_user(_image(image))] for image in images], "describing")
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+        """An answer for each pair of image and question."""
+        conversations = [[_user(_image(i), _text(q))] for i, q in zip(images, questions, strict=True)]
+        return self._write(conversations, "answering")
+
+    def complete(self, text: str) -> str:
+        """The text and how the model goes on with it, greedily."""
+        inputs = self.processor(text=[text])
+        ids = self.model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_TEXT_TOKENS)
+        return self.processor.post_process_multimodal_output(ids, generation_mode="text")[0]
+
+    def reconstruct(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], torch.Tensor]:
+        """The images after a round trip through the codec, and their codes [N, L]."""
+        restored, codes = [], []
+        for rows in self._batches(len(images), "reconstructing"):
+            batch = self.processor.image_processor([images[row] for row in rows], return_tensors="pt")
+            codes.append(self.model.encode_images(batch["pixel_values"]))
+            pixels = list(self.model.reconstruct(batch["pixel_values"]))
+            restored += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return restored, torch.cat(codes)
+
+    @torch.no_grad()
+    def text_loss(self, texts: Sequence[str]) -> tuple[float, int]:
+        """Negative log likelihood in nats of texts as whole documents, and the number of predicted tokens."""
+        nats, tokens = 0.0, 0
+        for rows in self._batches(len(texts), "reading"):
+            documents = [[{"role": "assistant", "content": [_text(texts[row])]}] for row in rows]
+            outputs = self.model(**self.processor.encode_conversations(documents), skip_logits=True)
+            nats += float(outputs.text_loss.double().sum())
+            tokens += len(outputs.text_loss)
+        return nats, tokens
+
+    def _write(self, conversations: list[list[dict]], verb: str) -> list[str]:
+        texts: list[str] = []
+        for rows in self._batches(len(conversations), verb):
+            inputs = self._inputs([conversations[row] for row in rows], "text")
+            ids = self.model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_TEXT_TOKENS)
+            new_ids = ids[:, inputs["input_ids"].shape[1] :]
+            texts += self.processor.post_process_multimodal_output(new_ids, generation_mode="text")
+        return texts
+
+    def _inputs(self, conversations: list[list[dict]], generation_mode: str) -> dict[str, torch.Tensor]:
+        return self.processor.apply_chat_template(
+            conversations,
+            generation_mode=generation_mode,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    def _batches(self, count: int, verb: str) -> Iterator[range]:
+        for start in tqdm(range(0, count, self.batch_size), desc=verb, unit="batch", disable=count <= self.batch_size):
+            yield range(start, min(start + self.batch_size, count))
+
+
+def _user(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _image(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image", "image": image}

@@ -1,0 +1,118 @@
+"""Sheets of small images with words: cards in a grid, in titled sections, on one PNG.
+
+A card is an image with lines of text, below it or beside it. Images are enlarged with a smooth filter, since they are
+small and are looked at as drawings. Sizes are pixels of the sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+INK, SOFT, RIGHT, WRONG = "#1f2328", "#6e7781", "#1a7f37", "#b3261e"
+PAPER, CARD, EDGE = "#f3f4f6", "#ffffff", "#d7dbe0"
+WIDTH, MARGIN, GAP, PADDING = 1560, 36, 18, 12
+IMAGE_SIZE = 192  # three times the 64 pixels of a scene
+TEXT_SIZE, LEADING = 17, 22
+
+
+class Line(NamedTuple):
+    """A paragraph of a card; it is wrapped to the card's width."""
+
+    text: str
+    colour: str = INK
+
+
+@dataclass(frozen=True)
+class Card:
+    image: Image.Image
+    lines: Sequence[Line]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cards in `columns` columns under a title and a subtitle. `beside`: text to the right of the image, not below."""
+
+    title: str
+    subtitle: str
+    cards: Sequence[Card]
+    columns: int
+    beside: bool = False
+
+    @property
+    def card_width(self) -> int:
+        return (WIDTH - 2 * MARGIN - (self.columns - 1) * GAP) // self.columns
+
+    @property
+    def text_width(self) -> int:
+        return self.card_width - 2 * PADDING - (IMAGE_SIZE + PADDING if self.beside else 0)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Breaks text at spaces so that no line is wider than `width`; a single longer word stays whole."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _font(TEXT_SIZE).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def draw_sheet(title: str, sections: Sequence[Section], path: str | Path) -> None:
+    """Draws the sections below each other and saves the sheet as PNG."""
+    heights = [_row_heights(section) for section in sections]
+    header = MARGIN + 58
+    total = header + sum(78 + sum(rows) + GAP * len(rows) for rows in heights) + MARGIN
+    sheet = Image.new("RGB", (WIDTH, total), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 4), title, INK, _font(38))
+    top = header
+    for section, rows in zip(sections, heights, strict=True):
+        pen.text((MARGIN, top + 4), section.title, INK, _font(26))
+        pen.text((MARGIN, top + 38), section.subtitle, SOFT, _font(TEXT_SIZE))
+        top += 78
+        for number, height in enumerate(rows):
+            in_row = section.cards[number * section.columns : (number + 1) * section.columns]
+            for column, card in enumerate(in_row):
+                _draw_card(sheet, pen, section, card, MARGIN + column * (section.card_width + GAP), top, height)
+            top += height + GAP
+    sheet.save(path)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _text_height(section: Section, card: Card) -> int:
+    return sum(len(wrap(line.text, section.text_width)) for line in card.lines) * LEADING
+
+
+def _row_heights(section: Section) -> list[int]:
+    """The highest card of each row of cards."""
+    heights = []
+    for start in range(0, len(section.cards), section.columns):
+        texts = [_text_height(section, card) for card in section.cards[start : start + section.columns]]
+        content = max([IMAGE_SIZE, *texts]) if section.beside else IMAGE_SIZE + PADDING + max(texts)
+        heights.append(content + 2 * PADDING)
+    return heights
+
+
+def _draw_card(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, section: Section, card: Card, left: int, top: int, height: int
+) -> None:
+    pen.rounded_rectangle((left, top, left + section.card_width, top + height), 10, CARD, EDGE)
+    enlarged = card.image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    image_left = left + PADDING if section.beside else left + (section.card_width - IMAGE_SIZE) // 2
+    sheet.paste(enlarged, (image_left, top + PADDING))
+    text_left = image_left + IMAGE_SIZE + PADDING if section.beside else left + PADDING
+    y = top + PADDING + (0 if section.beside else IMAGE_SIZE + PADDING)
+    for line in card.lines:
+        for piece in wrap(line.text, section.text_width):
+            pen.text((text_left, y), piece, line.colour, _font(TEXT_SIZE))
+            y += LEADING

@@ -1,0 +1,146 @@
+"""Measures a model: `python -m eval.run --model model_cards/ugen-spark --suite spark`.
+
+Prints tables, the judge's accuracy on real scenes (the ceiling) beside the model's, and writes next to each other
+
+    NAME.json          all numbers, with settings, seeds, packages, commit, hardware and seconds
+    NAME.items.jsonl   every drawing's verdict, every caption, every answer
+    NAME.png           drawings under their prompts, with what the judge saw
+
+Seeds are fixed: the same model, settings, packages and threads give the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .load import HubModel
+from .pictures import RIGHT, WRONG, Card, Line, Section, draw_sheet
+from .spark import SPLITS, evaluate_spark
+
+SUITES = {"spark": evaluate_spark}
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+PACKAGES = ("torch", "transformers", "diffusers", "evaluate", "datasets", "numpy", "pillow", "scipy")
+SPLIT_NAMES = {"held_out": "held-out", "seen": "seen"}
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    return {
+        "commit": f"{commit or 'unknown'}{' with changes' if changed else ''}",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, no GPU used",
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The numbers that matter, as text."""
+    lines = ["Drawing: share of images in which everything asked for holds (judge on real scenes = ceiling)", ""]
+    lines.append(f"{'':16}" + "".join(f"{SPLIT_NAMES[s]:>10}{'via codec':>11}{'real':>7}" for s in SPLITS))
+    for category in (*CATEGORIES, "overall"):
+        shares = [
+            results["drawing"][source][split].get(category, float("nan"))
+            for split in SPLITS
+            for source in ("model", "codec", "real")
+        ]
+        lines.append(f"{category:16}" + "".join(f"{x:{w}.3f}" for x, w in zip(shares, (10, 11, 7) * 2, strict=True)))
+    lines += ["", f"{'':30}" + "".join(f"{SPLIT_NAMES[split]:>10}" for split in SPLITS)]
+    describing, answering = results["describing"], results["answering"]
+    rows = {f"describing: {key}": [describing[s][key] for s in SPLITS] for key in ("exact_match", "f1", "in_grammar")}
+    rows["answering: accuracy"] = [answering[split]["accuracy"] for split in SPLITS]
+    for kind in sorted({kind for split in SPLITS for kind in answering[split]["by_kind"]}):
+        rows[f"answering: {kind}"] = [answering[split]["by_kind"].get(kind, float("nan")) for split in SPLITS]
+    for key in ("f1", "yes_ratio"):
+        rows[f"answering: yes/no {key}"] = [answering[s].get("yes_no", {}).get(key, float("nan")) for s in SPLITS]
+    lines += [f"{name:30}" + "".join(f"{value:10.3f}" for value in values) for name, values in rows.items()]
+    for name, codec in results["codec"].items():
+        used = f"{codec['codes_in_use']} of {codec['num_codes']} codes, {codec['entropy']:.2f} bits"
+        lines.append(f"codec, {name}: PSNR {codec['psnr']:.2f} dB, SSIM {codec['ssim']:.3f}, {used}")
+    text, frechet = results["text"], results["frechet"]
+    lines.append(f"text: perplexity {text['perplexity']:.2f}, {text['bits_per_byte']:.3f} bits per byte")
+    distances = f"drawn {frechet['model']['frechet']:.2f}, codec {frechet['codec']['frechet']:.2f}"
+    lines.append(f"Frechet distance to real scenes ({frechet['features']}, n = {frechet['model']['n']}): {distances}")
+    return "\n".join(lines)
+
+
+def draw_samples(title: str, drawn_items: list[dict[str, Any]], path: Path, per_category: int = 7) -> None:
+    """One row of held-out drawings per category, each with its prompt and the judge's verdict."""
+    sections = []
+    for category in CATEGORIES:
+        chosen = [item for item in drawn_items if item["category"] == category and item["split"] == "held_out"]
+        chosen = chosen[:per_category]
+        cards = [
+            Card(item["drawn"], [Line(item["prompt"]), Line(item["judged"], RIGHT if item["right"] else WRONG)])
+            for item in chosen
+        ]
+        right = sum(item["right"] for item in chosen)
+        sections.append(Section(category, f"{right} of these {len(chosen)} are judged right", cards, per_category))
+    draw_sheet(title, sections, path)
+
+
+def run(model: str, suite: str, output: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Loads and measures a model and writes the three files. Returns what the JSON holds."""
+    hub_model = HubModel.load(model, arguments.trust_remote_code, arguments.batch_size)
+    started = time.monotonic()
+    results, items = SUITES[suite](hub_model, arguments.limit, arguments.seed, arguments.image_sampling)
+    own_sampling = getattr(hub_model.model.generation_config, "image_sampling", None) or {}
+    record = {
+        "suite": suite,
+        "model": model,
+        "parameters": sum(p.numel() for p in hub_model.model.parameters()),
+        "settings": {
+            "image_sampling": {**own_sampling, **(arguments.image_sampling or {})},
+            "text": "greedy",
+            "seeds": f"{arguments.seed} + number of the prompt in its split",
+            "batch_size": arguments.batch_size,
+            "limit": arguments.limit,
+        },
+        "environment": environment(),
+        "seconds": round(time.monotonic() - started, 1),
+        **results,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    with output.with_suffix(".items.jsonl").open("w") as file:
+        for part, rows in items.items():
+            for row in rows:
+                plain = {key: value for key, value in row.items() if key not in ("real", "restored", "drawn")}
+                file.write(json.dumps({"part": part, **plain}) + "\n")
+    draw_samples(
+        f"{Path(model).name}: combinations never seen in training", items["drawing"], output.with_suffix(".png")
+    )
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--suite", choices=sorted(SUITES), default="spark")
+    parser.add_argument("--output", type=Path, help="JSON file; default eval/results/NAME.json")
+    parser.add_argument("--limit", type=int, help="at most so many items of each part and split")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--image-sampling", type=json.loads, help='JSON, e.g. {"guidance_scale": 1.5}')
+    parser.add_argument("--trust-remote-code", action="store_true", help="use the model's own code")
+    arguments = parser.parse_args()
+    output = arguments.output or Path(__file__).parent / "results" / f"{Path(arguments.model).name}.json"
+    record = run(arguments.model, arguments.suite, output, arguments)
+    print(table(record))
+    print(f"\n{record['seconds']:.0f} seconds. Written: {output}, its .items.jsonl and .png")
+
+
+if __name__ == "__main__":
+    main()

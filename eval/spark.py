@@ -1,0 +1,226 @@
+"""The suite `spark`: does a small model draw, describe and answer about scenes composed from real drawings?
+
+Everything is measured apart on scenes made of combinations that training may contain ("seen") and on combinations that
+it never contains ("held_out"). First the instrument: how often the judge is right about *real* scenes that fit the
+drawing prompts, and about these after a round trip through the model's codec. That is the ceiling of any drawing of
+this model. Then drawing, describing, answering, the codec, text, and a Frechet distance.
+
+Items come from `eval/data` (see `train/suite.py` for their columns) and `train/data`; metrics from `eval/metrics`.
+Each part returns its numbers and its items, one dictionary for each image, caption or answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import evaluate
+from PIL import Image
+
+from .facts import HANDS, Fact, Scene, facts_from_json, facts_of, parse
+from .features import ImageFeatures
+from .items import read_items
+from .judge import Judge, Layout
+from .load import HubModel
+
+HERE = Path(__file__).parent
+TEXT_FILE = HERE.parent / "train" / "data" / "glosses.parquet"
+DRAWINGS_FILE = HERE.parent / "train" / "data" / "drawings.parquet"
+SPLITS = ("held_out", "seen")
+
+Row = dict[str, Any]
+
+
+def metric(name: str) -> evaluate.Metric:
+    """One of our metric modules, by path: works offline. Kept in memory: its inputs leave no files behind."""
+    return evaluate.load(str(HERE / "metrics" / name), keep_in_memory=True)
+
+
+def evenly(items: list[Row], limit: int | None) -> list[Row]:
+    """At most `limit` items, spread over the whole list."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def of_split(rows: list[Row], split: str, limit: int | None) -> list[Row]:
+    return evenly([row for row in rows if row["split"] == split], limit)
+
+
+def as_text(facts: frozenset[Fact]) -> list[str]:
+    """Facts as the metric modules take them."""
+    return sorted(json.dumps(list(fact)) for fact in facts)
+
+
+def facts_seen(layout: Layout) -> frozenset[Fact]:
+    """What is true in a judged image. Things that the judge does not recognise count towards the total, and where one
+    stands, or hands are mixed, the image is in no hand."""
+    scene = Scene(layout.hand or HANDS[0], tuple(seen[:4] for seen in layout.objects))
+    facts = {fact for fact in facts_of(scene) if fact[0] not in ("hand", "total")}
+    facts.add(("total", len(layout.objects) + len(layout.unknown)))
+    if layout.hand and not layout.unknown:
+        facts.add(("hand", layout.hand))
+    return frozenset(facts)
+
+
+def real_scene(scene: Scene, judge: Judge) -> Image.Image:
+    """The scene as its drawings make it: the judge's references, set into their cells."""
+    canvas = Image.new("RGB", (judge.large.size, judge.large.size), "white")
+    for concept, row, col, large in scene.objects:
+        references = judge.large if large else judge.small
+        canvas.paste(references.image(concept, scene.hand), (col * references.size, row * references.size))
+    return canvas
+
+
+def judge_drawings(judge: Judge, rows: list[Row], images: Sequence[Image.Image]) -> tuple[Row, list[Row]]:
+    """Scores one image for each drawing item: shares by category, and by kind of required fact the share that holds."""
+    layouts = judge(images)
+    found = [as_text(facts_seen(layout)) for layout in layouts]
+    required = [as_text(facts_from_json(row["facts"])) for row in rows]
+    scores = metric("drawing").compute(
+        predictions=found, references=required, categories=[row["category"] for row in rows]
+    )
+    by_kind = metric("describing").compute(predictions=found, references=required)["by_kind"]
+    scores["facts"] = {
+        kind: by_kind[kind]["recall"] for kind in sorted({json.loads(f)[0] for r in required for f in r})
+    }
+    items = [
+        {key: row[key] for key in ("id", "category", "split", "prompt")}
+        | {"right": set(want) <= set(have), "judged": str(layout), "missing": sorted(set(want) - set(have))}
+        for row, layout, have, want in zip(rows, layouts, found, required, strict=True)
+    ]
+    return scores, items
+
+
+def measure_drawing(
+    hub_model: HubModel, judge: Judge, limit: int | None, seed: int, image_sampling: Row | None
+) -> tuple[Row, list[Row]]:
+    """The judge on real scenes, on real scenes through the codec, and on what the model draws. Items hold images."""
+    rows = read_items(HERE / "data" / "spark_drawing.parquet")
+    results: Row = {"real": {}, "codec": {}, "model": {}}
+    items: list[Row] = []
+    for split in SPLITS:
+        chosen = of_split(rows, split, limit)
+        real = [real_scene(Scene.from_json(row["scene"]), judge) for row in chosen]
+        restored, _ = hub_model.reconstruct(real)
+        drawn = hub_model.draw(
+            [row["prompt"] for row in chosen], [seed + number for number in range(len(chosen))], image_sampling
+        )
+        results["real"][split], _ = judge_drawings(judge, chosen, real)
+        results["codec"][split], _ = judge_drawings(judge, chosen, restored)
+        results["model"][split], judged = judge_drawings(judge, chosen, drawn)
+        for item, *images in zip(judged, real, restored, drawn, strict=True):
+            items.append(item | dict(zip(("real", "restored", "drawn"), images, strict=True)))
+    return results, items
+
+
+def measure_frechet(items: list[Row]) -> Row:
+    """Frechet distance of drawn images to real scenes of the same prompts; and of these through the codec."""
+    features = ImageFeatures()
+    real, restored, drawn = (features([item[kind] for item in items]).numpy() for kind in ("real", "restored", "drawn"))
+    return {
+        "features": features.name,
+        "model": metric("frechet").compute(predictions=drawn, references=real),
+        "codec": metric("frechet").compute(predictions=restored, references=real),
+    }
+
+
+def stated_facts(caption: str) -> frozenset[Fact]:
+    """What a caption says; nothing, if it is outside the grammar."""
+    try:
+        return parse(caption.strip())
+    except ValueError:
+        return frozenset()
+
+
+def measure_describing(hub_model: HubModel, limit: int | None) -> tuple[Row, list[Row]]:
+    """Captions of real scenes: exact match of facts and of words, per-fact scores, and the share that can be parsed."""
+    rows = read_items(HERE / "data" / "spark_describing.parquet")
+    results, items = {}, []
+    for split in SPLITS:
+        chosen = of_split(rows, split, limit)
+        captions = hub_model.describe([row["image"] for row in chosen])
+        stated = [stated_facts(caption) for caption in captions]
+        wanted = [facts_from_json(row["facts"]) for row in chosen]
+        true = [facts_of(Scene.from_json(row["scene"])) for row in chosen]
+        results[split] = metric("describing").compute(
+            predictions=[as_text(facts) for facts in stated],
+            references=[as_text(facts) for facts in wanted],
+            true_facts=[as_text(facts) for facts in true],
+        )
+        same_words = [caption.strip() == row["caption"] for caption, row in zip(captions, chosen, strict=True)]
+        results[split]["same_words"] = sum(same_words) / len(chosen)
+        results[split]["in_grammar"] = sum(map(bool, stated)) / len(chosen)
+        items += [
+            {"id": row["id"], "split": split, "caption": caption, "reference": row["caption"], "right": says == want}
+            for row, caption, says, want in zip(chosen, captions, stated, wanted, strict=True)
+        ]
+    return results, items
+
+
+def measure_answering(hub_model: HubModel, limit: int | None) -> tuple[Row, list[Row]]:
+    """Answers to questions about real scenes, by kind of question."""
+    images = {row["id"]: row["image"] for row in read_items(HERE / "data" / "spark_describing.parquet")}
+    rows = read_items(HERE / "data" / "spark_answering.parquet")
+    results, items = {}, []
+    for split in SPLITS:
+        chosen = of_split(rows, split, limit)
+        answers = hub_model.answer([images[row["scene_id"]] for row in chosen], [row["question"] for row in chosen])
+        results[split] = metric("answering").compute(
+            predictions=answers,
+            references=[row["answer"] for row in chosen],
+            kinds=[row["kind"] for row in chosen],
+        )
+        for row, given in zip(chosen, answers, strict=True):
+            items.append({key: row[key] for key in ("id", "scene_id", "split", "kind", "question", "answer")})
+            items[-1]["given"] = given
+    return results, items
+
+
+def measure_codec(hub_model: HubModel, limit: int | None) -> Row:
+    """PSNR, SSIM and use of the codebook, on drawings that no training ever saw and on the suite's scenes."""
+    drawings = read_items(DRAWINGS_FILE, filters=[("held_out", "==", True)])
+    scenes = read_items(HERE / "data" / "spark_describing.parquet")
+    results = {}
+    for name, rows in {"held_out_drawings": drawings, "scenes": scenes}.items():
+        images = [row["image"] for row in evenly(rows, limit)]
+        restored, codes = hub_model.reconstruct(images)
+        results[name] = metric("reconstruction").compute(
+            predictions=restored, references=images, codes=codes.numpy(), num_codes=hub_model.model.config.num_codes
+        )
+    return results
+
+
+def measure_text(hub_model: HubModel, limit: int | None) -> Row:
+    """Perplexity on WordNet glosses outside training. Bits per byte do not depend on the tokenizer."""
+    rows = read_items(TEXT_FILE, filters=[("split", "==", "test")])
+    texts = [row["text"] for row in evenly(rows, limit)]
+    nats, tokens = hub_model.text_loss(texts)
+    return {
+        "perplexity": math.exp(nats / tokens),
+        "bits_per_byte": nats / math.log(2) / sum(len(text.encode()) for text in texts),
+        "tokens": tokens,
+        "n": len(texts),
+    }
+
+
+def evaluate_spark(
+    hub_model: HubModel, limit: int | None = None, seed: int = 0, image_sampling: Row | None = None
+) -> tuple[Row, dict[str, list[Row]]]:
+    """The whole suite: its numbers, and its items by part. With `limit`, so many items of each part and split."""
+    judge = Judge.load(HERE / "data")
+    drawing, drawn_items = measure_drawing(hub_model, judge, limit, seed, image_sampling)
+    describing, described_items = measure_describing(hub_model, limit)
+    answering, answered_items = measure_answering(hub_model, limit)
+    results = {
+        "drawing": drawing,
+        "describing": describing,
+        "answering": answering,
+        "codec": measure_codec(hub_model, limit),
+        "text": measure_text(hub_model, limit),
+        "frechet": measure_frechet(drawn_items),
+    }
+    return results, {"drawing": drawn_items, "describing": described_items, "answering": answered_items}
