@@ -1,8 +1,8 @@
 """Shows what a model can do: `python -m eval.demo --model model_cards/ugen-spark`, about a minute on two cores.
 
-It draws a dozen prompts, most of them combinations that training never contained; describes a dozen real held-out scenes
-and answers questions about them; and goes on with a sentence. The text is printed; `demo.png` shows the images beside
-it. Nothing is picked by result: items are every n-th of the evaluation suite, and seeds are fixed.
+It draws a dozen prompts, most of them combinations that training never contained; describes a dozen real scenes of such
+combinations and answers questions about them; and goes on with a sentence. The text is printed; `demo.png` shows the
+images with it. Nothing is picked by result: the items are a seeded choice from the evaluation suite.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def choose_prompts(rng: random.Random) -> list[dict[str, Any]]:
 
 
 def tell(hub_model: HubModel, rng: random.Random) -> list[Told]:
-    """Captions of held-out scenes and answers to questions about them, those with the most questions first."""
+    """Captions of held-out scenes and answers to questions about them, those that have enough questions."""
     asked: dict[str, list[dict[str, Any]]] = {}
     for row in read_items(HERE / "data" / "spark_answering.parquet"):
         asked.setdefault(row["scene_id"], []).append(row)
@@ -88,7 +88,7 @@ def told_lines(told: Told) -> list[Line]:
 def show(name: str, prompts: Sequence[dict], drawn: Sequence[Any], told: Sequence[Told], path: Path) -> None:
     """Writes the sheet."""
     cards = [
-        Card(image, [Line(row["prompt"])] + [Line("seen in training", SOFT)] * (row["split"] == "seen"))
+        Card(image, [Line(row["prompt"])] + [Line("known from training", SOFT)] * (row["split"] == "seen"))
         for row, image in zip(prompts, drawn, strict=True)
     ]
     scenes = [Card(item.image, told_lines(item)) for item in told]
@@ -103,7 +103,7 @@ def show(name: str, prompts: Sequence[dict], drawn: Sequence[Any], told: Sequenc
         ),
         Section(
             "Told about real scenes",
-            f"composed from real drawings, never seen in training; {described} of {len(told)} captions and {answered} of "
+            f"new combinations of real drawings; {described} of {len(told)} captions and {answered} of "
             f"{sum(len(item.answers) for item in told)} answers are right (green)",
             scenes,
             columns=3,
@@ -127,7 +127,7 @@ def main() -> None:
     drawn = hub_model.draw([row["prompt"] for row in prompts], [SEED + number for number in range(len(prompts))])
     print(f"\n{name} draws (see {arguments.output}):")
     for row in prompts:
-        print(f"  {row['prompt']}{'' if row['split'] == 'held_out' else '   [seen in training]'}")
+        print(f"  {row['prompt']}{'' if row['split'] == 'held_out' else '   [known from training]'}")
 
     told = tell(hub_model, rng)
     print("\nIt looks at real scenes it never saw, and writes:")

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from .facts import PLACE_OF_CELL
 from .items import read_items
 
 BLUR_SIGMA = 1.0  # pixels
@@ -66,9 +67,11 @@ class Layout:
         return hands.pop() if len(hands) == 1 else None
 
     def __str__(self) -> str:
-        names = [f"{'large ' * o.large}{o.concept} at {o.row},{o.col}" for o in self.objects]
-        names += [f"unknown at {row},{col}" for row, col in self.unknown]
-        return f"{'; '.join(names) or 'empty'} ({self.hand})"
+        names = [
+            f"large {o.concept}" if o.large else f"{o.concept} {PLACE_OF_CELL[o.row, o.col]}" for o in self.objects
+        ]
+        names += [f"unknown {PLACE_OF_CELL[cell]}" for cell in self.unknown]
+        return f"{', '.join(names) or 'nothing'} ({self.hand or 'no one hand'})"
 
 
 class Match(NamedTuple):

@@ -110,6 +110,10 @@ def _draw_card(
     enlarged = card.image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     image_left = left + PADDING if section.beside else left + (section.card_width - IMAGE_SIZE) // 2
     sheet.paste(enlarged, (image_left, top + PADDING))
+    # The canvas is mostly white, and where on it an object stands matters.
+    pen.rectangle(
+        (image_left - 1, top + PADDING - 1, image_left + IMAGE_SIZE, top + PADDING + IMAGE_SIZE), outline=EDGE
+    )
     text_left = image_left + IMAGE_SIZE + PADDING if section.beside else left + PADDING
     y = top + PADDING + (0 if section.beside else IMAGE_SIZE + PADDING)
     for line in card.lines:

@@ -91,22 +91,34 @@ def draw_samples(title: str, drawn_items: list[dict[str, Any]], path: Path, per_
     draw_sheet(title, sections, path)
 
 
-def run(model: str, suite: str, output: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loads and measures a model and writes the three files. Returns what the JSON holds."""
-    hub_model = HubModel.load(model, arguments.trust_remote_code, arguments.batch_size)
+def run(
+    model: str,
+    output: Path,
+    suite: str = "spark",
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    image_sampling: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Loads and measures a model and writes the three files; arguments as on the command line. Returns the JSON.
+
+    Raises ValueError if the suite's data is missing or the model draws images of another size than the suite's.
+    """
     started = time.monotonic()
-    results, items = SUITES[suite](hub_model, arguments.limit, arguments.seed, arguments.image_sampling)
+    hub_model = HubModel.load(model, trust_remote_code, batch_size)
+    results, items = SUITES[suite](hub_model, limit, seed, image_sampling)
     own_sampling = getattr(hub_model.model.generation_config, "image_sampling", None) or {}
     record = {
         "suite": suite,
         "model": model,
         "parameters": sum(p.numel() for p in hub_model.model.parameters()),
         "settings": {
-            "image_sampling": {**own_sampling, **(arguments.image_sampling or {})},
+            "image_sampling": {**own_sampling, **(image_sampling or {})},
             "text": "greedy",
-            "seeds": f"{arguments.seed} + number of the prompt in its split",
-            "batch_size": arguments.batch_size,
-            "limit": arguments.limit,
+            "seeds": f"{seed} + number of the prompt in its split",
+            "batch_size": batch_size,
+            "limit": limit,
         },
         "environment": environment(),
         "seconds": round(time.monotonic() - started, 1),
@@ -114,15 +126,20 @@ def run(model: str, suite: str, output: Path, arguments: argparse.Namespace) -> 
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n")
-    with output.with_suffix(".items.jsonl").open("w") as file:
-        for part, rows in items.items():
-            for row in rows:
-                plain = {key: value for key, value in row.items() if key not in ("real", "restored", "drawn")}
-                file.write(json.dumps({"part": part, **plain}) + "\n")
+    write_items(items, output.with_suffix(".items.jsonl"))
     draw_samples(
         f"{Path(model).name}: combinations never seen in training", items["drawing"], output.with_suffix(".png")
     )
     return record
+
+
+def write_items(items: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """One JSON line for each item, without its images."""
+    with path.open("w") as file:
+        for part, rows in items.items():
+            for row in rows:
+                plain = {key: value for key, value in row.items() if key not in ("real", "restored", "drawn")}
+                file.write(json.dumps({"part": part, **plain}) + "\n")
 
 
 def main() -> None:
@@ -135,9 +152,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--image-sampling", type=json.loads, help='JSON, e.g. {"guidance_scale": 1.5}')
     parser.add_argument("--trust-remote-code", action="store_true", help="use the model's own code")
-    arguments = parser.parse_args()
-    output = arguments.output or Path(__file__).parent / "results" / f"{Path(arguments.model).name}.json"
-    record = run(arguments.model, arguments.suite, output, arguments)
+    arguments = vars(parser.parse_args())
+    output = arguments.pop("output") or Path(__file__).parent / "results" / f"{Path(arguments['model']).name}.json"
+    record = run(output=output, **arguments)
     print(table(record))
     print(f"\n{record['seconds']:.0f} seconds. Written: {output}, its .items.jsonl and .png")
 

@@ -30,6 +30,8 @@ class VQCodec(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["VQModel"]
+    # It has no attention of transformers' kind: whatever the language model uses is no concern of the codec.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: VQCodecConfig):
         super().__init__(config)
@@ -74,8 +76,8 @@ class VQCodec(PreTrainedModel):
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Codes int64 [B, L]: the nearest codebook entry of each latent."""
         latents_BDhw = self.encode_latents(pixels_BCHW)
-        latents_BLD = latents_BDhw.flatten(2).transpose(1, 2)
-        codebook_KD = self.vq.quantize.embedding.weight
+        latents_BLD = latents_BDhw.flatten(2).transpose(1, 2).float()  # cdist takes no half precision
+        codebook_KD = self.vq.quantize.embedding.weight.float()
         # One image at a time: the distances of a whole batch to 16,384 codes need not stand in memory together.
         return torch.stack([torch.cdist(latents_LD, codebook_KD).argmin(-1) for latents_LD in latents_BLD])
 

@@ -184,8 +184,11 @@ class UnifiedConfig(PreTrainedConfig):
         if self.code_offset is None:
             self.code_offset = self.text_config.vocab_size - self.num_codes
         self._check_vocabulary()
+        self._check_image_size()
 
     def _check_parts(self) -> None:
+        if not self.image_inputs:
+            raise ValueError(f"image_inputs is empty: choose of {', '.join(PARTS['image_inputs'])}")
         for axis, available in PARTS.items():
             chosen = getattr(self, axis)
             for name in chosen if isinstance(chosen, list) else [chosen]:
@@ -205,6 +208,11 @@ class UnifiedConfig(PreTrainedConfig):
                 raise ValueError(f"{name} {getattr(self, name)} must lie among the {self.code_offset} text ids")
         if len({getattr(self, name) for name in special}) < len(special):
             raise ValueError(f"two of {', '.join(special)} share an id: {[getattr(self, n) for n in special]}")
+
+    def _check_image_size(self) -> None:
+        stride = self.codec_config.stride
+        if len(self.image_size) != 2 or any(side <= 0 or side % stride for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size} must be [height, width], multiples of the stride {stride}")
 
     @property
     def num_codes(self) -> int:

@@ -148,14 +148,23 @@ class UnifiedGenerationMixin(GenerationMixin):
         if image_tokens is not None:
             kwargs["mm_encoder_outputs"] = {"image": self.model.get_image_features(image_tokens=image_tokens)}
         if mode == "text" and seed is None:
-            return self._generate_text(inputs, guidance_scale, logits_processor, streamer, kwargs)
+            guidance = {
+                "guidance_scale": guidance_scale,
+                "negative_prompt_ids": negative_prompt_ids,
+                "negative_prompt_attention_mask": negative_prompt_attention_mask,
+            }
+            kwargs.update({key: value for key, value in guidance.items() if value is not None})
+            return self._generate_text(inputs, logits_processor, streamer, kwargs)
+        if mode == "text" and guidance_scale not in (None, 1.0):
+            raise ValueError(f"guidance_scale {guidance_scale} of text does not go with a seed: leave one of them out")
 
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if input_ids is None:
             raise ValueError(f"generation_mode {mode!r} needs input_ids, at least [[bos_token_id]]")
         mask = kwargs.pop("attention_mask", None)
         mask = torch.ones_like(input_ids) if mask is None else mask
-        rows = len(input_ids) * (kwargs.get("num_return_sequences") or 1)
+        config = kwargs.get("generation_config") or self.generation_config
+        rows = len(input_ids) * (kwargs.get("num_return_sequences") or config.num_return_sequences or 1)
         if kwargs.get("num_beams", 1) not in (None, 1):
             raise ValueError(f"num_beams {kwargs['num_beams']}: beams exist only in 'text' mode without a seed")
         if streamer is not None and rows > 1:
@@ -170,11 +179,15 @@ class UnifiedGenerationMixin(GenerationMixin):
             streamer=streamer,
         )
         if mode == "image":
-            begun_B = input_ids[:, -1] == self.config.boi_token_id
-            if not bool(begun_B.all()):
+            begun = int((input_ids[:, -1] == self.config.boi_token_id).sum())
+            if 0 < begun < len(input_ids):
+                raise ValueError(f"{begun} of {len(input_ids)} prompts end in [SOI] (boi_token_id): all must, or none")
+            if not begun:
                 input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.boi_token_id)], 1)
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            kwargs = {**kwargs, "max_new_tokens": drawing.length + 1, "max_length": None, "min_new_tokens": None}
+            # transformers allows several rows of a prompt only where it knows that they are sampled.
+            kwargs = {**kwargs, "do_sample": drawing.sampling["do_sample"]}
+            kwargs |= {"max_new_tokens": drawing.length + 1, "max_length": None, "min_new_tokens": None}
         room = self._room(input_ids.shape[1], needed=drawing.length + 1 if mode == "image" else 1)
         if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = room
@@ -186,23 +199,21 @@ class UnifiedGenerationMixin(GenerationMixin):
             input_ids, attention_mask=mask, logits_processor=logits_processor, custom_generate=decode, **kwargs
         )
 
-    def _generate_text(self, inputs, guidance_scale, logits_processor, streamer, kwargs):
+    def _generate_text(self, inputs, logits_processor, streamer, kwargs):
         """transformers' own decoding, beams and all, kept from writing anything but text."""
-        prompt = next((x for x in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None), None)
+        prompts = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((x for x in prompts if x is not None), None)
         if prompt is not None:
             self._room(prompt.shape[1], needed=1)
         processors = LogitsProcessorList([BlockedIds(self._blocked_ids(images=False)), *(logits_processor or [])])
-        if guidance_scale is not None:
-            kwargs["guidance_scale"] = guidance_scale
         return super().generate(inputs, logits_processor=processors, streamer=streamer, **kwargs)
 
     def _image_sampling(self, mode, guidance_scale, image_sampling, kwargs) -> dict[str, Any]:
         """Settings for image tokens, the most specific first: argument, `image_sampling`, generation config."""
         config = kwargs.get("generation_config") or self.generation_config
-        sampling = {**IMAGE_SAMPLING, **(getattr(config, "image_sampling", None) or {})}
+        sampling = {**IMAGE_SAMPLING, **(getattr(config, "image_sampling", None) or {}), **(image_sampling or {})}
         if mode == "image":
             sampling.update({key: kwargs.pop(key) for key in IMAGE_SAMPLING if kwargs.get(key) is not None})
-        sampling.update(image_sampling or {})
         if guidance_scale is not None:
             sampling["guidance_scale"] = guidance_scale
         if unknown := sampling.keys() - IMAGE_SAMPLING.keys():
@@ -285,9 +296,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 next_embeds_BH = (chosen, self.model.embed_image_tokens(drawn_N))
             if bool(writes_B.any()):
                 fits = drawing.mode == "interleaved" and sequences_BT.shape[1] + length + 2 <= end
-                next_B[writes_B] = self._write(
-                    hidden_RH[:rows], sequences_BT, writes_B, logits_processor, blocked[fits], generation_config, drawing
-                )
+                settings = (logits_processor, blocked[fits], generation_config, drawing)
+                next_B[writes_B] = self._write(hidden_RH[:rows], sequences_BT, writes_B, *settings)
             next_B[ends_B] = self.config.eoi_token_id
 
             for row in ends_B.nonzero()[:, 0].tolist():
@@ -325,7 +335,8 @@ class UnifiedGenerationMixin(GenerationMixin):
         if rows % len(null_ids):
             raise ValueError(f"{len(null_ids)} negative prompts for {rows} rows: pass one for each prompt")
         null_mask = torch.ones_like(null_ids) if null_mask is None else null_mask
-        null_ids, null_mask = (x.repeat_interleave(rows // len(x), 0).to(input_ids.device) for x in (null_ids, null_mask))
+        copies = rows // len(null_ids)
+        null_ids, null_mask = (x.repeat_interleave(copies, 0).to(input_ids.device) for x in (null_ids, null_mask))
         if drawing.mode == "image":
             null_ids = torch.cat([null_ids, torch.full_like(null_ids[:, :1], config.boi_token_id)], 1)
             null_mask = torch.cat([null_mask, torch.ones_like(null_mask[:, :1])], 1)
@@ -339,11 +350,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         return ids_RT, torch.cat([left_pad(mask_BT, 0), left_pad(null_mask, 0)])
 
     def _prompt_embeds(self, ids_RT: torch.Tensor, mm_encoder_outputs: dict | None) -> torch.Tensor:
-        embeds_RTH = self.get_input_embeddings()(ids_RT)
         images = (mm_encoder_outputs or {}).get("image")
-        return embeds_RTH if images is None else self.model.fill_slots(embeds_RTH, ids_RT, images.pooler_output)
+        return self.model.fill_slots(self.get_input_embeddings()(ids_RT), ids_RT, images)
 
-    def _write(self, hidden_BH, sequences_BT, writes_B, processors, blocked, generation_config, drawing) -> torch.Tensor:
+    def _write(self, hidden_BH, sequences_BT, writes_B, processors, blocked, generation_config, drawing):
         """Next text id of each row that writes, by transformers' own sampling settings."""
         logits_NV = self.lm_head(hidden_BH[writes_B]).float()
         scores_NV = processors(sequences_BT[writes_B], blocked(None, logits_NV))
@@ -381,7 +391,8 @@ class UnifiedGenerationMixin(GenerationMixin):
             codes_N = ids_T[ids_T >= self.config.code_offset] - self.config.code_offset
             if len(codes_N) % length:
                 raise ValueError(f"{len(codes_N)} image codes are not whole images of {length}: pass their image_size")
-            images.append([self.model.codec.decode(codes_1L, grid)[0].float() for codes_1L in codes_N.view(-1, 1, length)])
+            rows_1L = codes_N.view(-1, 1, length)
+            images.append([self.model.codec.decode(codes_1L, grid)[0].float() for codes_1L in rows_1L])
         return images
 
 

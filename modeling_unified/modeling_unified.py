@@ -52,6 +52,13 @@ class UnifiedPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.codec.requires_grad_(False)  # loading makes every parameter trainable
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -90,7 +97,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Embeddings of each image in `pooler_output`, a list of [tokens, H]; from pixels or from precomputed tokens."""
+        """Embeddings of each image in `pooler_output`, a list of [tokens, H]; from pixels or precomputed tokens."""
         if image_tokens is None:
             image_tokens = self.encode_images(pixel_values)
         images = ImageBatch(image_tokens, self.embed_image_tokens)
@@ -98,20 +105,24 @@ class UnifiedModel(UnifiedPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=features_NLH, pooler_output=list(features_NLH))
 
     def fill_slots(
-        self, embeds_BTH: torch.Tensor, input_ids: torch.Tensor | None, features: list[torch.Tensor]
+        self, embeds_BTH: torch.Tensor, input_ids: torch.Tensor | None, images: BaseModelOutputWithPooling | None
     ) -> torch.Tensor:
         """Puts image embeddings where the placeholders are, row by row from left to right."""
+        features = [] if images is None else images.pooler_output
         if input_ids is None:
-            slot_H = self.get_input_embeddings().weight[self.config.image_token_id]
-            slots_BT = (embeds_BTH == slot_H).all(-1)
+            slot = torch.tensor(self.config.image_token_id, device=embeds_BTH.device)
+            slots_BT = (embeds_BTH == self.get_input_embeddings()(slot)).all(-1)  # the module: Gemma's scales its rows
         else:
             slots_BT = input_ids == self.config.image_token_id
-        filled_NH = torch.cat(features).to(embeds_BTH.device, embeds_BTH.dtype)
-        if int(slots_BT.sum()) != len(filled_NH):
+        num_slots, num_features = int(slots_BT.sum()), sum(map(len, features))
+        if num_slots != num_features:
             raise ValueError(
-                f"{int(slots_BT.sum())} image slots in the sequence, but the images have {len(filled_NH)} tokens: "
+                f"{num_slots} image slots in the sequence, but the images have {num_features} tokens: "
                 "pass the images the text was made with, at the same size"
             )
+        if not features:
+            return embeds_BTH
+        filled_NH = torch.cat(features).to(embeds_BTH.device, embeds_BTH.dtype)
         return embeds_BTH.masked_scatter(slots_BT[..., None], filled_NH)
 
     @can_return_tuple
@@ -136,8 +147,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
         images = (mm_encoder_outputs or {}).get("image")
         if images is None and (pixel_values is not None or image_tokens is not None):
             images = self.get_image_features(pixel_values, image_tokens, return_dict=True)
-        if images is not None:
-            inputs_embeds = self.fill_slots(inputs_embeds, input_ids, images.pooler_output)
+        if images is not None or input_ids is not None:
+            inputs_embeds = self.fill_slots(inputs_embeds, input_ids, images)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -218,8 +229,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         hidden_BTH = outputs.last_hidden_state
         logits = loss = text_loss = image_loss = None
         if not (self.training and labels is not None if skip_logits is None else skip_logits):
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-            logits = self.lm_head(hidden_BTH if isinstance(kept, int) else hidden_BTH[:, kept])
+            last = isinstance(logits_to_keep, int)  # 0 keeps all, since slice(-0, None) does
+            logits = self.lm_head(hidden_BTH[:, slice(-logits_to_keep, None) if last else logits_to_keep])
         if labels is not None:
             text_loss, image_loss = self.losses(hidden_BTH, labels, input_ids, image_tokens)
             predicted = max(1, len(text_loss) + len(image_loss)) if num_items_in_batch is None else num_items_in_batch

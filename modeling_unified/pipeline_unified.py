@@ -39,7 +39,8 @@ class TextToImagePipeline(Pipeline):
         if num_images_per_prompt is not None:
             forward["num_return_sequences"] = num_images_per_prompt
         preprocess = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
-        return preprocess, ({"generate_kwargs": forward} if forward else {}), {}
+        postprocess = {"image_size": forward["image_size"]} if "image_size" in forward else {}
+        return preprocess, ({"generate_kwargs": forward} if forward else {}), postprocess
 
     def _tokens(self, prompt: str | list[dict]) -> dict[str, Any]:
         if isinstance(prompt, str):
@@ -65,10 +66,13 @@ class TextToImagePipeline(Pipeline):
         arguments = self._prepare_generate_kwargs(generate_kwargs or {})
         arguments.pop("max_new_tokens", None)  # the grid decides how many tokens an image has
         sequences = self.model.generate(**model_inputs, generation_mode="image", **arguments)
-        return {"sequences": sequences, "image_size": (generate_kwargs or {}).get("image_size")}
+        # One entry for each prompt: a batch is taken apart along the first dimension.
+        return {"sequences": sequences.unflatten(0, (len(model_inputs["input_ids"]), -1))}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        rows = self.model.decode_image_tokens(model_outputs["sequences"], image_size=model_outputs["image_size"])
+    def postprocess(
+        self, model_outputs: dict[str, Any], image_size: tuple[int, int] | None = None
+    ) -> list[dict[str, Any]]:
+        rows = self.model.decode_image_tokens(model_outputs["sequences"].flatten(0, 1), image_size=image_size)
         pixels = [image for images in rows for image in images]
         drawn = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         return [{"generated_image": image} for image in drawn]

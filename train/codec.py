@@ -134,7 +134,8 @@ class CodecTrainer(ResumableTrainer):
         pixels_BCHW = inputs["pixel_values"]
         quantise = self.state.global_step >= self.recipe.autoencoder_steps
         rebuilt_BCHW, quantiser_loss, _ = model(pixels_BCHW, quantise=quantise)
-        loss = reconstruction_loss(rebuilt_BCHW.float(), pixels_BCHW) + self.recipe.quantiser_weight * quantiser_loss.float()
+        loss = reconstruction_loss(rebuilt_BCHW.float(), pixels_BCHW)
+        loss = loss + self.recipe.quantiser_weight * quantiser_loss.float()
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(f"the codec's loss is {float(loss)} at step {self.state.global_step}")
         return (loss, {}) if return_outputs else loss

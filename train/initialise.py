@@ -74,7 +74,7 @@ def copy_text_model(source: Any, target: Any) -> None:
     mine = target.model.language_model.state_dict()
     for name, weights in source.model.language_model.state_dict().items():
         if weights.data_ptr() == vocabularies[0].data_ptr():
-            continue
+            continue  # the embedding: only its text rows are copied, below
         if name not in mine or mine[name].shape != weights.shape:
             found = tuple(mine[name].shape) if name in mine else "missing"
             raise ValueError(f"{name} is {tuple(weights.shape)} in the text model, {found} here: use its text_config")

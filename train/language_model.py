@@ -135,7 +135,7 @@ def build_trainer(
     """The loop: optimiser, schedule, checkpoints, and the growing vocabulary where the recipe asks for one."""
     if recipe.batch_size % recipe.micro_batches:
         raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
-    model.set_attn_implementation(recipe.attention)
+    model.model.language_model.set_attn_implementation(recipe.attention)
     model.model.codec.requires_grad_(False)  # `from_pretrained` leaves every parameter trainable
     trainer = UnifiedTrainer(
         model=model,

@@ -71,13 +71,13 @@ class LanguageModelRecipe:
     image_to_text_parts: int = 0
     text_to_image_parts: int = 0
     text_characters: int = 250  # of a page of plain text: about as many tokens as an image with its caption
-    scenes: int = 60_000
+    scenes: int = 40_000
     question_share: float = 0.5  # of image-to-text; the rest is captioning
     questions_per_scene: int = 3
     drop_prompt_share: float = 0.1  # of text-to-image, for guidance
 
     # Optimisation.
-    steps: int = 1500
+    steps: int = 600
     batch_size: int = 32
     micro_batches: int = 1  # a batch is cut into that many, to save memory
     # Matrix products in bfloat16, weights and losses in float32. With plain attention (torch's fused one is slow
@@ -109,17 +109,20 @@ def spark_text() -> LanguageModelRecipe:
 
 
 def spark_ugen() -> LanguageModelRecipe:
-    """Text and images at 3:2:5 while one code after another joins; all 1,024 are active after a quarter of the run."""
+    """Text and images at 3:2:5 while one code after another joins, two a step, until all 2,048 are active."""
     return replace(
         spark_text(),
         name="spark/ugen",
         text_model="runs/text",
         codec="runs/vq",
-        steps_per_code=1.0,
+        steps_per_code=0.5,
+        text_characters=110,  # short pages, so that captions and answers are not drowned in plain text
+        questions_per_scene=6,
         text_parts=3,
         image_to_text_parts=2,
         text_to_image_parts=5,
-        steps=4000,
+        learning_rate=1.5e-3,
+        steps=6000,
     )
 
 

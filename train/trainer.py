@@ -76,7 +76,8 @@ class UnifiedTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss and perplexity of each kind since the last log."""
         if "loss" in logs:
-            logs.update(self._window.read())
+            logs.update(self._window.means())
+            self._window = LossWindow()
             logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
         super().log(logs, start_time)
 
@@ -111,8 +112,8 @@ class LossWindow:
             self.totals["tokens"] += image_tokens.numel()
             self.totals["masked"] += int((~head.active_codes[image_tokens.long()]).sum())
 
-    def read(self) -> dict[str, float]:
-        """Means since the last call; what did not occur is left out."""
+    def means(self) -> dict[str, float]:
+        """What the log shows; what did not occur is left out."""
         sums, logs = self.totals, {}
         for kind in ("text", "image"):
             if sums[f"{kind}s"]:
@@ -120,5 +121,4 @@ class LossWindow:
                 logs[f"{kind}_perplexity"] = math.exp(min(logs[f"{kind}_loss"], 700.0))  # exp(710) overflows
         if sums["tokens"]:
             logs["mask_share"] = sums["masked"] / sums["tokens"]
-        self.__init__()
         return logs

@@ -4,22 +4,12 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import torch
 
 from train.conversations import falls_due, image_to_text, text_to_image
 from train.mixture import Mixture, SceneSource, Shuffle, TextSource, pack_pages, readable_rows
 from train.recipes import spark_ugen
-from train.scenes import HeldOut, sample_scene
 
 TEXT, READ, DRAW = range(3)
-
-
-@pytest.fixture(scope="module")
-def scenes():
-    import random
-
-    held_out = HeldOut.load()
-    return [(sample_scene(random.Random(n), held_out), torch.arange(16) % (n + 1)) for n in range(12)]
 
 
 @pytest.fixture

@@ -53,7 +53,8 @@ def test_random_order_is_a_permutation_fixed_by_its_seed():
 
 
 def test_a_resumed_run_keeps_order_and_active_set(tiny_model):
-    whole = run_to(ProgressiveVocabulary(random_order(NUM_CODES, 1), every(2)), tiny_model, 0, 40, TrainerState(max_steps=40))
+    never_stopped = ProgressiveVocabulary(random_order(NUM_CODES, 1), every(2))
+    whole = run_to(never_stopped, tiny_model, 0, 40, TrainerState(max_steps=40))
     first = ProgressiveVocabulary(random_order(NUM_CODES, 1), every(2))
     state = TrainerState(max_steps=40, stateful_callbacks=[first])
     begun = run_to(first, tiny_model, 0, 13, state)
@@ -73,8 +74,7 @@ def test_bad_input_is_named(tiny_model):
         run_to(ProgressiveVocabulary(range(5), every(1)), tiny_model, 0, 1, TrainerState(max_steps=1))
 
 
-def test_a_run_too_short_for_all_codes_says_so(tiny_model, caplog, monkeypatch):
-    monkeypatch.setattr("train.vocabulary.logger.propagate", True, raising=False)
+def test_a_run_too_short_for_all_codes_says_so(tiny_model, monkeypatch):
     messages = []
     monkeypatch.setattr("train.vocabulary.logger.warning", messages.append)
     run_to(ProgressiveVocabulary(random_order(NUM_CODES, 0), every(1)), tiny_model, 0, 4, TrainerState(max_steps=4))

@@ -1,0 +1,246 @@
+"""The categorical head and the joint softmax: losses, inactive codes, guidance, and drawing from a distribution.
+
+N positions, H hidden size, V vocabulary, K codes.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import chisquare
+from torch import nn
+
+from modeling_unified import heads_unified
+from modeling_unified.configuration_unified import PARTS
+from modeling_unified.generation_unified import IMAGE_SAMPLING
+from modeling_unified.heads_unified import HEADS, CategoricalHead, draw, token_losses, warpers
+
+GREEDY = IMAGE_SAMPLING | {"do_sample": False}
+HIDDEN = 12
+
+
+def generators(count: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+@pytest.fixture
+def head(tiny_config):
+    return CategoricalHead(tiny_config)
+
+
+@pytest.fixture
+def lm_head(tiny_config):
+    return nn.Linear(HIDDEN, tiny_config.text_config.vocab_size, bias=False)
+
+
+@pytest.fixture
+def hidden_NH():
+    return torch.randn(9, HIDDEN) * 3
+
+
+def activate(head: CategoricalHead, *codes: int) -> None:
+    head.active_codes.zero_()
+    head.active_codes[list(codes)] = True
+
+
+def code_logits(head, lm_head, hidden_NH):
+    return lm_head(hidden_NH)[:, head.code_offset :]
+
+
+def test_every_head_that_is_offered_exists():
+    assert HEADS.keys() == set(PARTS["image_head"])
+
+
+@pytest.mark.parametrize("max_logits", [2**24, 1000, 1])
+def test_losses_and_gradients_are_those_of_cross_entropy(lm_head, hidden_NH, monkeypatch, max_logits):
+    """Against float64, in one piece, in chunks of three positions, and one by one."""
+    monkeypatch.setattr(heads_unified, "MAX_LOGITS", max_logits)
+    ids_N = torch.randint(lm_head.weight.shape[0], (9,))
+    weights_N = torch.rand(9)
+    hidden_NH.requires_grad_()
+    losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    grads = torch.autograd.grad((losses_N * weights_N).sum(), [hidden_NH, lm_head.weight])
+
+    hidden_double, rows_double = (x.detach().double().requires_grad_() for x in (hidden_NH, lm_head.weight))
+    expected_N = F.cross_entropy(F.linear(hidden_double, rows_double), ids_N, reduction="none")
+    expected_grads = torch.autograd.grad((expected_N * weights_N).sum(), [hidden_double, rows_double])
+    torch.testing.assert_close(losses_N.double(), expected_N, atol=1e-5, rtol=1e-5)
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_vocabulary_wider_than_the_budget_is_done_row_by_row(lm_head, hidden_NH, monkeypatch):
+    seen = []
+    handle = lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.numel()))
+    monkeypatch.setattr(heads_unified, "MAX_LOGITS", 2 * lm_head.weight.shape[0])
+    token_losses(hidden_NH, torch.zeros(9, dtype=torch.long), lm_head)
+    handle.remove()
+    assert max(seen) == 2 * lm_head.weight.shape[0]
+
+
+def test_no_positions_give_no_losses(lm_head, hidden_NH):
+    losses_N = token_losses(hidden_NH[:0], torch.zeros(0, dtype=torch.long), lm_head)
+    assert losses_N.shape == (0,) and losses_N.requires_grad
+
+
+def test_inactive_codes_become_mask_in_inputs_and_targets(head, lm_head, hidden_NH):
+    activate(head, 3, 5)
+    codes = torch.tensor([[3, 4], [5, 15]])
+    expected = torch.tensor([[3 + head.code_offset, head.mask_token_id], [5 + head.code_offset, head.mask_token_id]])
+    assert torch.equal(head.ids(codes), expected)
+    embedding = nn.Embedding(*lm_head.weight.shape)
+    assert torch.equal(head.embed(codes, embedding), embedding(expected))
+    closed_V = head.closed_rows(lm_head.weight.shape[0])
+    losses_N = head.loss(hidden_NH[:4], codes.flatten(), lm_head)
+    assert torch.equal(losses_N, token_losses(hidden_NH[:4], expected.flatten(), lm_head, closed_V))
+
+
+@pytest.mark.parametrize("codes", [[16], [-1], [0, 99]])
+def test_codes_out_of_range_are_refused(head, codes):
+    with pytest.raises(ValueError, match=r"codes -?\d+..\d+ exceed the codec's 0..15|codes -1..-1 exceed"):
+        head.ids(torch.tensor(codes))
+
+
+@pytest.mark.parametrize("loss_on_mask", [True, False])
+def test_a_mask_target_is_trained_on_or_not(make_tiny_config, lm_head, hidden_NH, loss_on_mask):
+    head = CategoricalHead(make_tiny_config(loss_on_mask=loss_on_mask))
+    activate(head, 3)
+    hidden_NH.requires_grad_()
+    losses_N = head.loss(hidden_NH[:2], torch.tensor([3, 4]), lm_head)
+    losses_N.sum().backward()
+    assert losses_N[0] > 0 and hidden_NH.grad[0].any()
+    assert bool(losses_N[1] > 0) is loss_on_mask and bool(hidden_NH.grad[1].any()) is loss_on_mask
+
+
+@pytest.mark.parametrize("in_softmax", [True, False])
+def test_rows_of_inactive_codes_are_in_the_softmax_or_not(make_tiny_config, lm_head, hidden_NH, in_softmax):
+    head = CategoricalHead(make_tiny_config(inactive_codes_in_softmax=in_softmax))
+    assert head.closed_rows(lm_head.weight.shape[0]) is None  # while all codes are active
+    activate(head, 3)
+    losses_N = head.loss(hidden_NH[:2], torch.tensor([3, 4]), lm_head)
+    text_N = token_losses(hidden_NH[2:], torch.arange(7), lm_head, head.closed_rows(lm_head.weight.shape[0]))
+    (losses_N.sum() + text_N.sum()).backward()
+    inactive_KH = lm_head.weight.grad[head.code_offset :][~head.active_codes]
+    others_VH = lm_head.weight.grad[: head.code_offset + 4]
+    assert bool(inactive_KH.any(-1).all()) is in_softmax and bool(inactive_KH.any()) is in_softmax
+    assert others_VH[: head.code_offset].any(-1).all() and others_VH[head.code_offset + 3].any()
+    logits_V = lm_head(hidden_NH[0])
+    kept = torch.ones_like(logits_V, dtype=torch.bool)
+    if not in_softmax:
+        kept[head.code_offset :] = head.active_codes
+    expected = logits_V[kept].logsumexp(-1) - logits_V[head.code_offset + 3]
+    torch.testing.assert_close(losses_N[0], expected)
+
+
+def test_inactive_codes_and_mask_are_never_drawn(head, lm_head, hidden_NH):
+    activate(head, 1, 8)
+    hot = IMAGE_SAMPLING | {"temperature": 100.0}
+    drawn = torch.cat(
+        [head.sample(hidden_NH, lm_head, hot, generators=generators(9, first=9 * i)) for i in range(40)]
+        + [head.sample(hidden_NH, lm_head, hot, null_hidden_NH=-hidden_NH) for _ in range(10)]
+    )
+    assert set(drawn.tolist()) == {1, 8}  # codes, hence never an id of text such as [MASK]
+    assert set(head.sample(hidden_NH, lm_head, GREEDY).tolist()) <= {1, 8}
+
+
+def test_a_model_without_any_active_code_does_not_draw(head, lm_head, hidden_NH):
+    activate(head)
+    with pytest.raises(ValueError, match="no image code is active yet"):
+        head.sample(hidden_NH, lm_head, GREEDY)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, 7.5])
+def test_guidance_is_the_formula(head, lm_head, hidden_NH, scale):
+    null_NH = torch.randn_like(hidden_NH)
+    sampling = IMAGE_SAMPLING | {"guidance_scale": scale}
+    cond, null = (code_logits(head, lm_head, x).double() for x in (hidden_NH, null_NH))
+    guided = (null + scale * (cond - null)).float()
+    drawn = head.sample(hidden_NH, lm_head, sampling, null_NH, generators(9))
+    assert torch.equal(drawn, draw(guided, True, generators(9)))
+    greedy = head.sample(hidden_NH, lm_head, sampling | {"do_sample": False}, null_NH)
+    assert torch.equal(greedy, guided.argmax(-1))
+
+
+def test_guidance_of_one_is_the_condition_and_of_zero_its_absence(head, lm_head, hidden_NH):
+    null_NH = torch.randn_like(hidden_NH)
+    alone = {name: head.sample(x, lm_head, GREEDY) for name, x in (("cond", hidden_NH), ("null", null_NH))}
+    assert not torch.equal(alone["cond"], alone["null"])
+    for scale, name in ((1.0, "cond"), (0.0, "null")):
+        sampling = GREEDY | {"guidance_scale": scale}
+        assert torch.equal(head.sample(hidden_NH, lm_head, sampling, null_NH), alone[name])
+
+
+def test_only_the_rows_of_the_codes_are_multiplied(head, lm_head, hidden_NH):
+    before = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, hidden_NH, generators(9))
+    with torch.no_grad():
+        lm_head.weight[: head.code_offset] = torch.nan
+    assert torch.equal(head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, hidden_NH, generators(9)), before)
+
+
+def test_top_k_and_top_p_and_temperature(head, lm_head, hidden_NH):
+    logits_NK = code_logits(head, lm_head, hidden_NH)
+    ranked_NK = logits_NK.argsort(-1, descending=True)
+    hot = IMAGE_SAMPLING | {"temperature": 50.0}
+    for sampling, allowed in (
+        (hot | {"top_k": 3}, 3),
+        (hot | {"top_k": 1}, 1),
+        (IMAGE_SAMPLING | {"top_p": 1e-6}, 1),
+        (IMAGE_SAMPLING | {"temperature": 1e-4}, 1),
+    ):
+        for i in range(30):
+            drawn_N = head.sample(hidden_NH, lm_head, sampling, generators=generators(9, first=100 * i))
+            assert (ranked_NK[:, :allowed] == drawn_N[:, None]).any(-1).all()
+    assert not list(warpers(IMAGE_SAMPLING))  # the defaults change nothing
+
+
+def test_greedy_is_the_greatest(head, lm_head, hidden_NH):
+    expected_N = code_logits(head, lm_head, hidden_NH).argmax(-1)
+    assert torch.equal(head.sample(hidden_NH, lm_head, GREEDY), expected_N)
+    assert torch.equal(head.sequence_ids(expected_N), expected_N + head.code_offset)
+
+
+@pytest.mark.parametrize("source", ["one generator a row", "one generator, many draws", "torch's own"])
+def test_draws_follow_the_probabilities(source):
+    probs_V = torch.tensor([0.02, 0.5, 0.0, 0.08, 0.3, 0.1])
+    scores_V = probs_V.log()
+    count = 4000
+    if source == "one generator a row":
+        drawn_N = draw(scores_V.expand(count, -1), True, generators(count))
+    elif source == "torch's own":
+        drawn_N = draw(scores_V.expand(count, -1), True)
+    else:
+        one = generators(1)
+        drawn_N = torch.cat([draw(scores_V[None], True, one) for _ in range(count)])
+    found_V = drawn_N.bincount(minlength=6)
+    assert found_V[2] == 0
+    kept = probs_V > 0
+    assert chisquare(found_V[kept].numpy(), (probs_V[kept].double() * count).numpy()).pvalue > 1e-3
+
+
+def test_a_row_depends_on_its_own_generator_alone():
+    scores_NV = torch.randn(4, 50)
+    together = draw(scores_NV, True, generators(4))
+    alone = [int(draw(scores_NV[i : i + 1], True, generators(1, first=i))) for i in range(4)]
+    assert together.tolist() == alone
+    backwards = draw(scores_NV.flip(0), True, generators(4)[::-1])
+    assert backwards.flip(0).tolist() == alone
+    same = draw(scores_NV[:1].expand(50, -1), True, generators(50))
+    assert len(same.unique()) > 10
+
+
+def test_half_precision_weights(head, lm_head, hidden_NH):
+    codes_N = torch.arange(9)
+    lm_head, hidden_NH = lm_head.bfloat16(), hidden_NH.bfloat16()
+    losses_N = head.loss(hidden_NH, codes_N, lm_head)
+    assert losses_N.dtype == torch.float32
+    expected_N = F.cross_entropy(lm_head(hidden_NH).float(), codes_N + head.code_offset, reduction="none")
+    torch.testing.assert_close(losses_N, expected_N)
+    drawn_N = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING | {"guidance_scale": 2.0}, -hidden_NH, generators(9))
+    assert drawn_N.dtype == torch.int64 and 0 <= drawn_N.min() and drawn_N.max() < head.num_codes
+
+
+def test_a_uniform_prediction_costs_the_logarithm_of_the_open_vocabulary(head, lm_head, hidden_NH):
+    activate(head, 0, 1)
+    losses_N = head.loss(torch.zeros_like(hidden_NH), torch.zeros(9, dtype=torch.long), lm_head)
+    torch.testing.assert_close(losses_N, torch.full((9,), math.log(head.code_offset + 2)))

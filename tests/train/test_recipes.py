@@ -1,0 +1,79 @@
+"""Every recipe can be built, its derived ones differ in what they say, and the command line is what we promised."""
+
+import dataclasses
+import math
+
+import pytest
+
+from train.language_model import build_trainer, training_arguments
+from train.mixture import Mixture, TextSource
+from train.recipes import RECIPES, LanguageModelRecipe
+from train.record import open_run, to_json
+from train.run import parser
+
+LANGUAGE_MODELS = [name for name, recipe in RECIPES.items() if isinstance(recipe(), LanguageModelRecipe)]
+
+
+def differences(first: str, second: str) -> dict:
+    one, two = (dataclasses.asdict(RECIPES[name]()) for name in (first, second))
+    return {key: two[key] for key in one if one[key] != two[key]}
+
+
+def test_names_are_those_they_are_registered_under():
+    assert {name: recipe().name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+    assert RECIPES.keys() >= {"spark/vq", "spark/text", "spark/ugen", "spark/ugen-vanilla"}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_language_model_recipe_becomes_a_trainer(name, tmp_path, tiny_model, tiny_processor):
+    recipe = dataclasses.replace(RECIPES[name](), bf16=False)
+    mixture = Mixture([(TextSource(["a text"], 0, 100), 1)], 10, 0)
+    trainer = build_trainer(recipe, tmp_path, tiny_model, tiny_processor, mixture)
+    assert trainer.args.max_steps == recipe.steps
+    assert trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps == recipe.batch_size
+    grows = "ProgressiveVocabulary" in [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert grows == (recipe.steps_per_code is not None)
+
+
+def test_the_baselines_differ_from_ugen_in_the_vocabulary_alone():
+    assert differences("spark/ugen", "spark/ugen-vanilla") == {"name": "spark/ugen-vanilla", "steps_per_code": None}
+    assert differences("spark/ugen", "spark/ugen-never") == {"name": "spark/ugen-never", "steps_per_code": math.inf}
+
+
+def test_ugen_mixes_three_two_five_and_starts_from_text_alone():
+    text, ugen = RECIPES["spark/text"](), RECIPES["spark/ugen"]()
+    assert (ugen.text_parts, ugen.image_to_text_parts, ugen.text_to_image_parts) == (3, 2, 5)
+    assert (text.text_parts, text.image_to_text_parts, text.text_to_image_parts) == (1, 0, 0)
+    assert text.text_config == ugen.text_config and text.codec is None
+    assert ugen.steps > 1024 * ugen.steps_per_code, "some codes of a thousand would never become active"
+
+
+def test_the_recipe_reaches_the_optimiser(tmp_path):
+    recipe = dataclasses.replace(RECIPES["spark/ugen"](), micro_batches=4, weight_decay=0.07, betas=(0.8, 0.9))
+    arguments = training_arguments(recipe, tmp_path)
+    assert (arguments.weight_decay, arguments.adam_beta1, arguments.adam_beta2) == (0.07, 0.8, 0.9)
+    assert (
+        arguments.per_device_train_batch_size == recipe.batch_size // 4 and arguments.gradient_accumulation_steps == 4
+    )
+
+
+def test_a_folder_keeps_to_its_recipe(tmp_path):
+    recipe = RECIPES["spark/ugen-never"]()
+    assert open_run(recipe, tmp_path, resume=True) is None
+    (tmp_path / "checkpoint-7").mkdir()
+    assert open_run(recipe, tmp_path, resume=True) == str(tmp_path / "checkpoint-7")
+    with pytest.raises(ValueError, match="checkpoint-7 already: pass --resume"):
+        open_run(recipe, tmp_path, resume=False)
+    with pytest.raises(ValueError, match="batch_size 32 -> 33"):
+        open_run(dataclasses.replace(recipe, batch_size=33), tmp_path, resume=True)
+
+
+def test_infinity_is_written_as_json_anyone_can_read():
+    assert to_json(RECIPES["spark/ugen-never"]())["steps_per_code"] == "Infinity"
+
+
+def test_the_flags_of_the_command_are_these():
+    flags = {flag for action in parser()._actions for flag in action.option_strings if flag.startswith("--")}
+    assert flags == {
+        "--help", "--recipe", "--output", "--resume", "--max-steps", "--text-model", "--codec", "--skip-bad-rows",
+    }  # fmt: skip
