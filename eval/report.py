@@ -1,7 +1,7 @@
 """Puts measured numbers into documents: `python -m eval.report eval/results/ugen-spark.json README.md ...`.
 
-What stands between the two marker lines of a document is replaced by tables made from the JSON, so that a printed number
-is always a measured one; a test compares them.
+What stands between the two marker lines of a document is replaced by tables made from the JSON, so that a printed
+number is always a measured one; a test compares them.
 """
 
 from __future__ import annotations

@@ -1,27 +1,20 @@
-"""Decoding: one `generate` for text, for images, and for both in turn.
+"""The border of decoding: one `generate` for text, for images, and for both in turn.
 
-A row is always in one of three states, kept as a tensor: it writes text (place -1), it draws the image token of place
-0..L-1, or its image is whole (place L) and [EOI] must follow:
+Arguments are checked and completed here. Plain text is then decoded by transformers; everything else by the loop of
+`decoding_unified`.
 
-    writing --[SOI]--> place 0 -> 1 -> ... -> L-1 -> L --[EOI]--> writing
-
-so an image has exactly its grid's tokens and an end, whatever the model predicts. Guidance runs the conditional rows
-and as many unconditional ones in one forward pass; an unconditional row sees the negative prompt and the image being
-drawn, nothing else.
-
-B rows asked for, R rows run (2B with guidance), T sequence, N rows in some state, L image tokens, H hidden size,
-V vocabulary.
+B rows asked for, T sequence, N images, C channels, H height, W width, L image tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import TextIteratorStreamer
 from transformers.utils import ModelOutput
 
-from .heads_unified import draw
+from .decoding_unified import Decoding, Request
 
 GENERATION_MODES = ("text", "image", "interleaved")
 IMAGE_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
@@ -75,27 +68,6 @@ def seeded_generators(seed: int | list[int] | None, rows: int) -> list[torch.Gen
     if len(seeds) != rows:
         raise ValueError(f"{len(seeds)} seeds for {rows} rows: pass one seed for each image asked for")
     return [torch.Generator().manual_seed(int(s)) for s in seeds]
-
-
-@dataclass
-class Drawing:
-    """What is asked of the decoding loop besides transformers' own settings."""
-
-    mode: str
-    grid: tuple[int, int]
-    sampling: dict[str, Any]
-    generators: list[torch.Generator] | None
-    negative_ids: torch.Tensor | None
-    negative_mask: torch.Tensor | None
-    streamer: Any
-
-    @property
-    def length(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def guided(self) -> bool:
-        return self.mode != "text" and self.sampling["guidance_scale"] != 1.0
 
 
 class UnifiedGenerationMixin(GenerationMixin):
@@ -169,7 +141,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(f"num_beams {kwargs['num_beams']}: beams exist only in 'text' mode without a seed")
         if streamer is not None and rows > 1:
             raise ValueError(f"a streamer follows one row, not {rows}")
-        drawing = Drawing(
+        request = Request(
             mode=mode,
             grid=self.model.codec.grid(*(image_size or self.config.image_size)),
             sampling=self._image_sampling(mode, guidance_scale, image_sampling, kwargs),
@@ -186,14 +158,27 @@ class UnifiedGenerationMixin(GenerationMixin):
                 input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.boi_token_id)], 1)
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             # transformers allows several rows of a prompt only where it knows that they are sampled.
-            kwargs = {**kwargs, "do_sample": drawing.sampling["do_sample"]}
-            kwargs |= {"max_new_tokens": drawing.length + 1, "max_length": None, "min_new_tokens": None}
-        room = self._room(input_ids.shape[1], needed=drawing.length + 1 if mode == "image" else 1)
+            kwargs = {**kwargs, "do_sample": request.sampling["do_sample"]}
+            kwargs |= {"max_new_tokens": request.length + 1, "max_length": None, "min_new_tokens": None}
+        room = self._room(input_ids.shape[1], needed=request.length + 1 if mode == "image" else 1)
         if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = room
 
-        def decode(model, input_ids, **prepared):
-            return self._decode(input_ids, drawing, **prepared)
+        def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **prepared):
+            mask = prepared.get("attention_mask")
+            sequences, images = Decoding(
+                self,
+                request,
+                input_ids,
+                attention_mask=torch.ones_like(input_ids) if mask is None else mask,
+                processors=logits_processor,
+                stopping=stopping_criteria,
+                settings=generation_config,
+                cache=prepared.get("past_key_values"),
+                images=(prepared.get("mm_encoder_outputs") or {}).get("image"),
+            ).run()
+            whole = UnifiedGenerateOutput(sequences=sequences, images=images)
+            return whole if generation_config.return_dict_in_generate else sequences
 
         return super().generate(
             input_ids, attention_mask=mask, logits_processor=logits_processor, custom_generate=decode, **kwargs
@@ -205,7 +190,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         prompt = next((x for x in prompts if x is not None), None)
         if prompt is not None:
             self._room(prompt.shape[1], needed=1)
-        processors = LogitsProcessorList([BlockedIds(self._blocked_ids(images=False)), *(logits_processor or [])])
+        processors = LogitsProcessorList([BlockedIds(self.blocked_ids(images=False)), *(logits_processor or [])])
         return super().generate(inputs, logits_processor=processors, streamer=streamer, **kwargs)
 
     def _image_sampling(self, mode, guidance_scale, image_sampling, kwargs) -> dict[str, Any]:
@@ -229,7 +214,7 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(f"a prompt of {prompt} tokens and {needed} to generate exceed the context of {context}")
         return context - prompt
 
-    def _blocked_ids(self, images: bool) -> torch.Tensor:
+    def blocked_ids(self, images: bool) -> torch.Tensor:
         """Ids that cannot be written as text, bool [V]; with `images`, [SOI] can."""
         config = self.config
         blocked_V = torch.zeros(self.lm_head.weight.shape[0], dtype=torch.bool, device=self.lm_head.weight.device)
@@ -240,144 +225,6 @@ class UnifiedGenerationMixin(GenerationMixin):
         end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         blocked_V[[i for i in special if i not in end]] = True
         return blocked_V
-
-    def _decode(
-        self,
-        input_ids: torch.Tensor,
-        drawing: Drawing,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: Any,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool = True,
-        mm_encoder_outputs: dict | None = None,
-        **_,
-    ) -> torch.LongTensor | UnifiedGenerateOutput:
-        """The loop. The signature is what `GenerationMixin.generate` hands to a custom decoding method."""
-        device, rows, end = input_ids.device, len(input_ids), generation_config.max_length
-        head, length = self.model.image_head, drawing.length
-        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        run_RT, mask_RT = self._with_unconditional_rows(input_ids, mask_BT, drawing)
-        embeds_RTH = self._prompt_embeds(run_RT, mm_encoder_outputs)
-        sequences_BT, images = input_ids, [[] for _ in range(rows)]
-        order_BL = self.model.image_order(rows, length, device)
-        tokens_BL, finished_B = None, torch.zeros(rows, dtype=torch.bool, device=device)
-        place_B = torch.full((rows,), 0 if drawing.mode == "image" else -1, device=device)
-        blocked = {fits: BlockedIds(self._blocked_ids(images=fits)) for fits in (False, True)}
-        streamer = drawing.streamer
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
-
-        fed_RTH = embeds_RTH
-        while not bool(finished_B.all()) and sequences_BT.shape[1] < end:
-            hidden_RH = self.model(
-                inputs_embeds=fed_RTH,
-                attention_mask=mask_RT,
-                position_ids=(mask_RT.cumsum(-1) - 1).clamp(min=0)[:, -fed_RTH.shape[1] :],
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-            ).last_hidden_state[:, -1]
-            writes_B = (place_B < 0) & ~finished_B
-            draws_B = (place_B >= 0) & (place_B < length) & ~finished_B
-            ends_B = (place_B == length) & ~finished_B
-            next_B = torch.full((rows,), generation_config.pad_token_id or 0, device=device)
-            next_embeds_BH = None
-
-            if bool(draws_B.any()):
-                chosen = draws_B.nonzero()[:, 0]
-                generators = drawing.generators and [drawing.generators[row] for row in chosen.tolist()]
-                null_NH = hidden_RH[rows:][chosen] if drawing.guided else None
-                drawn_N = head.sample(hidden_RH[:rows][chosen], self.lm_head, drawing.sampling, null_NH, generators)
-                if tokens_BL is None:
-                    tokens_BL = drawn_N.new_zeros(rows, length, *drawn_N.shape[1:])
-                tokens_BL[chosen, order_BL[chosen, place_B[chosen]]] = drawn_N
-                next_B[chosen] = head.sequence_ids(drawn_N)
-                next_embeds_BH = (chosen, self.model.embed_image_tokens(drawn_N))
-            if bool(writes_B.any()):
-                fits = drawing.mode == "interleaved" and sequences_BT.shape[1] + length + 2 <= end
-                settings = (logits_processor, blocked[fits], generation_config, drawing)
-                next_B[writes_B] = self._write(hidden_RH[:rows], sequences_BT, writes_B, *settings)
-            next_B[ends_B] = self.config.eoi_token_id
-
-            for row in ends_B.nonzero()[:, 0].tolist():
-                pixels_CHW = self.model.codec.decode(tokens_BL[row : row + 1], drawing.grid)[0].float()
-                images[row].append(pixels_CHW)
-                if hasattr(streamer, "put_image"):
-                    streamer.put_image(pixels_CHW)
-            if streamer is not None and bool(writes_B[0]) and int(next_B[0]) != self.config.boi_token_id:
-                streamer.put(next_B[:1].cpu())
-
-            begins_B = writes_B & (next_B == self.config.boi_token_id)
-            sequences_BT = torch.cat([sequences_BT, next_B[:, None]], 1)
-            finished_B = finished_B | (writes_B & stopping_criteria(sequences_BT, None))
-            finished_B = finished_B | (ends_B if drawing.mode == "image" else torch.zeros_like(ends_B))
-            mask_RT = self._next_mask(mask_RT, rows, begins_B, draws_B, ends_B, length)
-            place_B = torch.where(draws_B, place_B + 1, torch.where(begins_B, 0, torch.where(ends_B, -1, place_B)))
-            fed_RTH = self._next_embeds(next_B, next_embeds_BH, len(run_RT) // rows)
-            if not use_cache:
-                embeds_RTH = fed_RTH = torch.cat([embeds_RTH, fed_RTH], 1)
-
-        if streamer is not None:
-            streamer.end()
-        if generation_config.return_dict_in_generate:
-            return UnifiedGenerateOutput(sequences=sequences_BT, images=images)
-        return sequences_BT
-
-    def _with_unconditional_rows(self, input_ids, mask_BT, drawing) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stacks the unconditional rows below the others: negative prompt (or [SOS]), in "image" mode then [SOI]."""
-        if not drawing.guided:
-            return input_ids, mask_BT
-        config, rows = self.config, len(input_ids)
-        null_ids, null_mask = drawing.negative_ids, drawing.negative_mask
-        if null_ids is None:
-            null_ids = torch.full_like(input_ids[:, :1], config.bos_token_id)
-        if rows % len(null_ids):
-            raise ValueError(f"{len(null_ids)} negative prompts for {rows} rows: pass one for each prompt")
-        null_mask = torch.ones_like(null_ids) if null_mask is None else null_mask
-        copies = rows // len(null_ids)
-        null_ids, null_mask = (x.repeat_interleave(copies, 0).to(input_ids.device) for x in (null_ids, null_mask))
-        if drawing.mode == "image":
-            null_ids = torch.cat([null_ids, torch.full_like(null_ids[:, :1], config.boi_token_id)], 1)
-            null_mask = torch.cat([null_mask, torch.ones_like(null_mask[:, :1])], 1)
-        width = max(input_ids.shape[1], null_ids.shape[1])
-
-        def left_pad(x, value):
-            return torch.nn.functional.pad(x, (width - x.shape[1], 0), value=value)
-
-        pad = config.pad_token_id or 0
-        ids_RT = torch.cat([left_pad(input_ids, pad), left_pad(null_ids, pad)])
-        return ids_RT, torch.cat([left_pad(mask_BT, 0), left_pad(null_mask, 0)])
-
-    def _prompt_embeds(self, ids_RT: torch.Tensor, mm_encoder_outputs: dict | None) -> torch.Tensor:
-        images = (mm_encoder_outputs or {}).get("image")
-        return self.model.fill_slots(self.get_input_embeddings()(ids_RT), ids_RT, images)
-
-    def _write(self, hidden_BH, sequences_BT, writes_B, processors, blocked, generation_config, drawing):
-        """Next text id of each row that writes, by transformers' own sampling settings."""
-        logits_NV = self.lm_head(hidden_BH[writes_B]).float()
-        scores_NV = processors(sequences_BT[writes_B], blocked(None, logits_NV))
-        rows = writes_B.nonzero()[:, 0].tolist()
-        generators = drawing.generators and [drawing.generators[row] for row in rows]
-        return draw(scores_NV, generation_config.do_sample, generators)
-
-    def _next_mask(self, mask_RT, rows, begins_B, draws_B, ends_B, length) -> torch.Tensor:
-        """One column more. Unconditional rows see only the image being drawn, and forget it when it is whole."""
-        next_R = torch.ones_like(mask_RT[:, 0])
-        if len(mask_RT) > rows:
-            next_R[rows:] = (begins_B | draws_B).to(next_R.dtype)
-            mask_RT = mask_RT.clone()
-            mask_RT[rows:, -length - 1 :] *= (~ends_B)[:, None].to(mask_RT.dtype)
-        return torch.cat([mask_RT, next_R[:, None]], 1)
-
-    def _next_embeds(self, next_B, drawn, copies) -> torch.Tensor:
-        """Embeddings [R, 1, H] of the tokens just chosen, the same for conditional and unconditional rows."""
-        # Code ids may be stand-ins: image tokens are embedded by the head, whatever they are.
-        embeds_BH = self.get_input_embeddings()(next_B)
-        if drawn is not None:
-            chosen, embeds_NH = drawn
-            embeds_BH[chosen] = embeds_NH.to(embeds_BH.dtype)
-        return embeds_BH.repeat(copies, 1)[:, None]
 
     @torch.no_grad()
     def decode_image_tokens(

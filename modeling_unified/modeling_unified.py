@@ -172,6 +172,11 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        # A config marked as derived from the model's loses what transformers does not know when it is loaded again.
+        self.generation_config._from_model_config = False
+        super().save_pretrained(*args, **kwargs)
+
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image tokens [N, L] of pixels [N, C, H, W] in [-1, 1]."""
         return self.model.encode_images(pixel_values)
@@ -201,6 +206,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
         **kwargs,
     ) -> UnifiedOutput:
         """Predictions, and losses where `labels` are given.
@@ -213,6 +219,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
                 training with labels.
             num_items_in_batch: what the summed losses are divided by; by default the number of predicted tokens.
         """
+        if shift_labels is not None:  # the Trainer passes them instead of labels when it cuts sequences over devices
+            raise ValueError("shift_labels are not supported, hence no context parallelism: pass labels")
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.encode_images(pixel_values)
         outputs = self.model(

@@ -46,7 +46,7 @@ class TextToImagePipeline(Pipeline):
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
         return self.processor.apply_chat_template(
-            prompt,
+            getattr(prompt, "messages", prompt),  # pipelines wrap a conversation in a `Chat`
             add_generation_prompt=True,
             generation_mode="image",
             tokenize=True,

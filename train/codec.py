@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from modeling_unified.codecs_unified import VQCodec
 from modeling_unified.configuration_unified import VQCodecConfig
+from train.arguments import has_bfloat16, training_arguments
 from train.checkpoints import ResumableTrainer
 from train.codes import to_pixels, training_scene
 from train.progress import StopOnSignal
@@ -34,8 +35,26 @@ KMEANS_ROUNDS = 10
 def train_codec(recipe: CodecRecipe, output: Path, resume: bool = False) -> bool:
     """Trains and saves a `VQCodec`; True when all steps are done, False when stopped before, to be resumed."""
     checkpoint = open_run(recipe, output, resume)
+    codec = VQCodec.from_pretrained(checkpoint) if checkpoint else new_codec(recipe)
+    trainer = build_trainer(recipe, output, codec)
+    trainer.add_callback(ReconstructionPicture(recipe, output))
+    trainer.add_callback(StopOnSignal())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step < recipe.steps:
+        return False
+    codec.save_pretrained(output)
+    write_json(output / "training.json", describe_run(recipe, trainer))
+    return True
+
+
+def new_codec(recipe: CodecRecipe) -> VQCodec:
+    """Random weights by the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    codec = VQCodec.from_pretrained(checkpoint) if checkpoint else VQCodec(VQCodecConfig(**recipe.codec_config))
+    return VQCodec(VQCodecConfig(**recipe.codec_config))
+
+
+def build_trainer(recipe: CodecRecipe, output: Path, codec: VQCodec) -> "CodecTrainer":
+    """The loop with what keeps the codebook in use."""
     images = CodecImages(recipe)
     trainer = CodecTrainer(
         model=codec,
@@ -45,14 +64,7 @@ def train_codec(recipe: CodecRecipe, output: Path, resume: bool = False) -> bool
         recipe=recipe,
     )
     trainer.add_callback(Codebook(recipe, images))
-    trainer.add_callback(ReconstructionPicture(images, output, recipe.sample_every))
-    trainer.add_callback(StopOnSignal())
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step < recipe.steps:
-        return False
-    codec.save_pretrained(output)
-    write_json(output / "training.json", describe_run(recipe, trainer))
-    return True
+    return trainer
 
 
 class CodecImages(Dataset):
@@ -95,32 +107,6 @@ def on_canvas(drawing: Image.Image, rng: random.Random) -> Image.Image:
         corner = (rng.randrange(2) * side // 2, rng.randrange(2) * side // 2)
     canvas.alpha_composite(drawing, corner)
     return canvas.convert("RGB")
-
-
-def training_arguments(recipe: CodecRecipe, output: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(output),
-        seed=recipe.seed,
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size,
-        train_sampling_strategy="sequential",
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=0.0,
-        adam_beta1=recipe.betas[0],
-        adam_beta2=recipe.betas[1],
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        logging_steps=recipe.log_every,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        report_to=[],
-    )
 
 
 class CodecTrainer(ResumableTrainer):
@@ -182,7 +168,7 @@ class Codebook(TrainerCallback):
         rng = random.Random(f"codebook/{self.recipe.seed}/{step}")
         numbers = [rng.randrange(len(self.images)) for _ in range(SAMPLE_IMAGES)]
         batches = torch.stack([self.images[number] for number in numbers]).split(32)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.bf16 and has_bfloat16()):
             latents = [codec.encode_latents(batch) for batch in batches]
         return torch.cat(latents).float().flatten(2).transpose(1, 2).flatten(0, 1)
 
@@ -205,17 +191,15 @@ def kmeans(latents_ND: torch.Tensor, count: int, generator: torch.Generator) -> 
 
 
 class ReconstructionPicture(TrainerCallback):
-    """Every `every` steps and at the end `reconstructions.png`: scenes and held-out drawings above their round trip."""
+    """Every `sample_every` steps and at the end `reconstructions.png`: scenes and held-out drawings through the codec."""
 
-    def __init__(self, images: CodecImages, folder: Path, every: int):
+    def __init__(self, recipe: CodecRecipe, folder: Path):
         rng = random.Random("reconstructions")
         drawings = [on_canvas(drawing, rng) for drawing in rng.sample(load_drawings(held_out=True), 8)]
-        scenes = [
-            render(training_scene(images.recipe.seed + 2, number, images.held_out), images.drawings)
-            for number in range(8)
-        ]
+        held_out, small_and_large = HeldOut.load(), Drawings.load()
+        scenes = [render(training_scene(recipe.seed + 2, n, held_out), small_and_large) for n in range(8)]
         self.pixels_BCHW = to_pixels(scenes + drawings)
-        self.folder, self.every = folder, every
+        self.folder, self.every = folder, recipe.sample_every
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model=None, **kwargs):

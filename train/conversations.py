@@ -57,14 +57,17 @@ def image_to_text(recipe: LanguageModelRecipe) -> Writer:
 
 
 def text_to_image(recipe: LanguageModelRecipe) -> Writer:
-    """A caption in varied words, then the image; the caption is left out of a share of samples, which is what guidance
-    compares with (`[SOS][SOI]` begins such a sequence; our choice of share, the paper names none)."""
+    """A caption in varied words, then the image. In a share of samples no prompt comes before the image, which is what
+    guidance compares with (`[SOS][SOI]` begins such a sequence; our choice of share, the paper names none).
+
+    There the caption is written after the image: an [EOS] in its place would teach the model that an image which
+    begins a sequence ends it too, and an image to be described begins a sequence in the same way.
+    """
 
     def write(scene: Scene, codes_L: torch.Tensor, number: int, rng: random.Random) -> Conversation:
-        drawing = assistant(image(codes_L))
         if rng.random() < recipe.drop_prompt_share:
-            return [drawing]
-        return [user(text(describe(scene, rng))), drawing]
+            return [assistant(image(codes_L), text(describe(scene)))]
+        return [user(text(describe(scene, rng))), assistant(image(codes_L))]
 
     return write
 

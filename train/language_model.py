@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
+from train.arguments import training_arguments
 from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import image_to_text, text_to_image
 from train.initialise import build_model, trained_folder
@@ -133,8 +133,6 @@ def build_trainer(
     mixture: Mixture,
 ) -> UnifiedTrainer:
     """The loop: optimiser, schedule, checkpoints, and the growing vocabulary where the recipe asks for one."""
-    if recipe.batch_size % recipe.micro_batches:
-        raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
     model.model.language_model.set_attn_implementation(recipe.attention)
     model.model.codec.requires_grad_(False)  # `from_pretrained` leaves every parameter trainable
     trainer = UnifiedTrainer(
@@ -150,31 +148,3 @@ def build_trainer(
         order = random_order(model.config.num_codes, recipe.seed)
         trainer.add_callback(ProgressiveVocabulary(order, every(recipe.steps_per_code)))
     return trainer
-
-
-def training_arguments(recipe: LanguageModelRecipe, output: Path) -> TrainingArguments:
-    """The recipe in the Trainer's words. Samples come in the order of their numbers: resuming skips without reading."""
-    return TrainingArguments(
-        output_dir=str(output),
-        seed=recipe.seed,
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size // recipe.micro_batches,
-        gradient_accumulation_steps=recipe.micro_batches,
-        train_sampling_strategy="sequential",
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_steps,
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.betas[0],
-        adam_beta2=recipe.betas[1],
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        logging_steps=recipe.log_every,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        report_to=[],
-    )

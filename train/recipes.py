@@ -11,11 +11,34 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class CodecRecipe:
-    """Training of a VQ codec. Our choices: no paper says how to train one in half an hour on a laptop."""
+class Recipe:
+    """What every run has: an optimiser, a schedule, and habits. All values are our choices."""
 
     name: str
     seed: int = 0
+
+    steps: int = 1000
+    batch_size: int = 32
+    micro_batches: int = 1  # a batch is cut into that many, to save memory
+    # Matrix products in bfloat16 where the hardware has them (GPUs, CPUs with AMX: half the time there; losses agree
+    # with float32 to 3 digits), weights and losses in float32. Elsewhere all is float32.
+    bf16: bool = True
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+
+    # Habits, in steps.
+    log_every: int = 20
+    save_every: int = 500
+    sample_every: int = 500
+
+
+@dataclass(frozen=True)
+class CodecRecipe(Recipe):
+    """Training of a VQ codec."""
+
     codec_config: dict[str, Any] = field(
         default_factory=lambda: {
             "block_out_channels": [16, 32, 64, 128], "layers_per_block": 1, "norm_num_groups": 8,
@@ -27,26 +50,10 @@ class CodecRecipe:
     mend_every: int = 100  # unused codes are moved
     quantiser_weight: float = 0.25  # of the quantiser's loss beside the reconstruction's
 
-    steps: int = 4000
-    batch_size: int = 32
-    bf16: bool = True
-    learning_rate: float = 2e-3
-    warmup_steps: int = 100
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = 1.0
-
-    log_every: int = 20
-    save_every: int = 500
-    sample_every: int = 200
-
 
 @dataclass(frozen=True)
-class LanguageModelRecipe:
-    """Training of a unified model. The values are those of the small model `spark`; our choices unless a source is
-    named."""
-
-    name: str
-    seed: int = 0
+class LanguageModelRecipe(Recipe):
+    """Training of a unified model. Our choices unless a source is named."""
 
     # Model. The vocabulary is text_vocab_size text ids (fewer if the texts hold no more) and the codec's codes.
     paradigm: str = "ugen"
@@ -60,6 +67,7 @@ class LanguageModelRecipe:
     image_size: int = 64
     text_model: str | None = None  # folder of the run this one starts from; None: a new tokenizer and random weights
     codec: str | None = None  # folder of the trained codec; None: text only
+    attention: str = "eager"  # torch's fused attention is slow backwards in bfloat16 on CPUs
 
     # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
     steps_per_code: float | None = None
@@ -76,36 +84,18 @@ class LanguageModelRecipe:
     questions_per_scene: int = 3
     drop_prompt_share: float = 0.1  # of text-to-image, for guidance
 
-    # Optimisation.
-    steps: int = 600
-    batch_size: int = 32
-    micro_batches: int = 1  # a batch is cut into that many, to save memory
-    # Matrix products in bfloat16, weights and losses in float32. With plain attention (torch's fused one is slow
-    # backwards in bfloat16 on CPUs) a step takes half the time of float32 on a CPU with AMX; losses agree to 3 digits.
-    bf16: bool = True
-    attention: str = "eager"
-    learning_rate: float = 1e-3
-    warmup_steps: int = 200
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    max_grad_norm: float = 1.0
     text_weight: float = 1.0
     image_weight: float = 1.0
-
-    # Habits, in steps.
-    log_every: int = 20
-    save_every: int = 250
-    sample_every: int = 500
 
 
 def spark_vq() -> CodecRecipe:
     """64 codes for an image of 64x64 pixels."""
-    return CodecRecipe("spark/vq")
+    return CodecRecipe("spark/vq", steps=4000, learning_rate=2e-3, sample_every=200)
 
 
 def spark_text() -> LanguageModelRecipe:
     """Tokenizer and text-only phase: Algorithm 1 begins with text alone."""
-    return LanguageModelRecipe("spark/text")
+    return LanguageModelRecipe("spark/text", steps=600, warmup_steps=200, weight_decay=0.05, save_every=250)
 
 
 def spark_ugen() -> LanguageModelRecipe:

@@ -1,4 +1,6 @@
-"""Turns a finished run into a folder to publish: `python -m train.release --run runs/ugen --output model_cards/ugen-spark`.
+"""Turns a finished run into a folder to publish.
+
+    python -m train.release --run runs/ugen --output model_cards/ugen-spark
 
 The folder holds exactly what its Hub repository holds: weights in half precision (loaded as float32 again, since
 `config.json` says so), config, processor, the code, the sampling defaults chosen by measurement, and the records of all

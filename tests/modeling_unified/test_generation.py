@@ -158,15 +158,11 @@ def test_text_mode_writes_text_alone(model, prompts, seed):
 
 
 def test_rows_end_apart_and_are_padded(model, prompts):
-    prompt = prompts("a cat", "two")
-    ids = new_ids(
-        model.generate(
-            **prompt, do_sample=True, seed=0, max_new_tokens=60, sequence_bias=[[[model.config.eos_token_id], 3.0]]
-        ),
-        prompt,
-    )
-    ends = [(ids_T == model.config.eos_token_id).nonzero()[0, 0] for ids_T in ids]
-    assert ends[0] != ends[1] and ids.shape[1] == max(ends) + 1
+    prompt, end_often = prompts("a cat", "two", "a", "b"), [[[model.config.eos_token_id], 3.0]]
+    sequences = model.generate(**prompt, do_sample=True, seed=0, max_new_tokens=60, sequence_bias=end_often)
+    ids = new_ids(sequences, prompt)
+    ends = [int((ids_T == model.config.eos_token_id).nonzero()[0]) for ids_T in ids]
+    assert min(ends) < max(ends) == ids.shape[1] - 1
     for ids_T, end in zip(ids, ends, strict=True):
         assert (ids_T[end + 1 :] == model.config.pad_token_id).all()
 
@@ -267,6 +263,8 @@ def test_negative_prompts(model, prompts):
     one = prompts("it")["input_ids"]
     assert torch.equal(draw(one), draw(one.expand(2, -1)))  # one for all rows
     assert torch.equal(draw(prompt["input_ids"], prompt["attention_mask"]), draw(None, guidance_scale=1.0))
+    repeated = draw(negative["input_ids"], negative["attention_mask"], seed=[1, 8, 9, 2], num_return_sequences=2)
+    assert torch.equal(repeated[[0, 3]], guided)  # each prompt's images have its own negative prompt
     with pytest.raises(ValueError, match="3 negative prompts for 2 rows"):
         draw(one.expand(3, -1))
 
@@ -320,10 +318,10 @@ def test_sampling_of_images_by_argument_and_by_dictionary(model, prompts):
 def test_text_settings_do_not_touch_images(model, prompts):
     prompt = prompts("a cat")
     start = prompt["input_ids"].shape[1]
-    arguments = {"generation_mode": "interleaved", "max_new_tokens": L + 2, "seed": 1}
+    arguments = {"generation_mode": "interleaved", "max_new_tokens": L + 2, "seed": 1, "do_sample": True}
     arguments["logits_processor"] = scripted(model, start)
     sampled = model.generate(**prompt, **arguments)
-    assert torch.equal(sampled, model.generate(**prompt, **arguments, temperature=1e-4, do_sample=True, top_k=1))
+    assert torch.equal(sampled, model.generate(**prompt, **arguments, temperature=1e-4, top_k=1))
     greedy = model.generate(**prompt, **arguments, image_sampling={"do_sample": False})
     assert not torch.equal(sampled, greedy)
     assert torch.equal(greedy, model.generate(**prompt, generation_mode="image", do_sample=False))
@@ -449,7 +447,7 @@ def test_slots_and_images_that_disagree_are_refused(model, tiny_processor, make_
     for mode in ("text", "image", "interleaved"):
         for images, tokens in ((None, 0), (torch.stack([make_codes(1)] * 2), 2 * L)):
             with pytest.raises(ValueError, match=f"{L} image slots .* but the images have {tokens} tokens"):
-                model.generate(ids, generation_mode=mode, image_tokens=images)
+                model.generate(ids, generation_mode=mode, image_tokens=images, max_new_tokens=L)
 
 
 def test_a_sequence_that_ends_inside_an_image_is_no_image(model, prompts):

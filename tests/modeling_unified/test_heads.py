@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_unified import heads_unified
 from modeling_unified.configuration_unified import PARTS
@@ -172,10 +173,12 @@ def test_guidance_of_one_is_the_condition_and_of_zero_its_absence(head, lm_head,
 
 
 def test_only_the_rows_of_the_codes_are_multiplied(head, lm_head, hidden_NH):
-    before = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, hidden_NH, generators(9))
+    with FlopCounterMode(display=False) as counter:
+        before = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, generators=generators(9))
+    assert counter.get_total_flops() == 2 * 9 * HIDDEN * head.num_codes
     with torch.no_grad():
         lm_head.weight[: head.code_offset] = torch.nan
-    assert torch.equal(head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, hidden_NH, generators(9)), before)
+    assert torch.equal(head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, generators=generators(9)), before)
 
 
 def test_top_k_and_top_p_and_temperature(head, lm_head, hidden_NH):

@@ -216,3 +216,9 @@ def test_any_text_backbone(make_tiny_config, tiny_config, sharp, prompts, every_
 
 def test_the_order_is_looked_up_once(model):
     assert model.model.image_order is ORDERS[model.config.image_order]
+
+
+def test_labels_that_were_shifted_already_are_refused(tiny_model):
+    ids = torch.tensor([[1, 20, 21, 2]])
+    with pytest.raises(ValueError, match="pass labels"):
+        tiny_model(input_ids=ids, shift_labels=ids)

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from train.language_model import build_trainer, training_arguments
+from train.arguments import training_arguments
+from train.language_model import build_trainer
 from train.mixture import Mixture, TextSource
 from train.recipes import RECIPES, LanguageModelRecipe
 from train.record import open_run, to_json

@@ -36,6 +36,7 @@ def test_ctrl_c_and_resume_equal_never_stopped(make_trainer, tmp_path, fields):
     whole = make_trainer(tmp_path / "whole", **fields)
     whole.train()
 
+    handler = signal.getsignal(signal.SIGINT)
     stopped = make_trainer(tmp_path / "stopped", **fields)
     stopped.add_callback(StopOnSignal())
     stopped.add_callback(SignalAt(3))
@@ -43,7 +44,7 @@ def test_ctrl_c_and_resume_equal_never_stopped(make_trainer, tmp_path, fields):
     assert stopped.state.global_step == 4
     checkpoint = get_last_checkpoint(tmp_path / "stopped")
     assert checkpoint.endswith("checkpoint-4")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
     resumed = make_trainer(tmp_path / "stopped", **fields)
     with torch.no_grad():  # whatever the model is before, the checkpoint decides
@@ -56,14 +57,15 @@ def test_ctrl_c_and_resume_equal_never_stopped(make_trainer, tmp_path, fields):
 
 
 def test_a_second_ctrl_c_stops_at_once(make_trainer, tmp_path):
+    handlers = {number: signal.getsignal(number) for number in StopOnSignal.signals}
     trainer = make_trainer(tmp_path)
     trainer.add_callback(StopOnSignal())
     trainer.add_callback(SignalAt(1))
     trainer.add_callback(SignalAt(1))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_a_checkpoint_that_was_not_finished_is_never_taken(make_trainer, tmp_path):

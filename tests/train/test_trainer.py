@@ -73,6 +73,7 @@ def test_vanilla_has_all_codes_active_from_the_first_step(make_trainer, tmp_path
 
 def test_the_codec_stays_bit_equal_and_the_rest_is_trained(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, steps=2)
+    assert not any(parameter.requires_grad for parameter in trainer.model.model.codec.parameters())
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     for name, value in trainer.model.state_dict().items():

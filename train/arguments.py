@@ -1,0 +1,49 @@
+"""A recipe in the words of transformers' Trainer."""
+
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from train.recipes import Recipe
+
+
+def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+    """Samples come in the order of their numbers: resuming skips those already seen without reading them.
+
+    Raises:
+        ValueError: a batch that the micro-batches do not divide.
+    """
+    if recipe.batch_size % recipe.micro_batches:
+        raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
+    return TrainingArguments(
+        output_dir=str(output),
+        seed=recipe.seed,
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size // recipe.micro_batches,
+        gradient_accumulation_steps=recipe.micro_batches,
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.bf16 and has_bfloat16(),
+        use_cpu=not torch.accelerator.is_available(),
+        logging_steps=recipe.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to=[],
+    )
+
+
+def has_bfloat16() -> bool:
+    """Whether bfloat16 is in the hardware: on a CPU without AMX it is emulated, hundreds of times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.accelerator.is_available() or torch.cpu._is_amx_tile_supported()
