@@ -191,7 +191,7 @@ def kmeans(latents_ND: torch.Tensor, count: int, generator: torch.Generator) -> 
 
 
 class ReconstructionPicture(TrainerCallback):
-    """Every `sample_every` steps and at the end `reconstructions.png`: scenes and held-out drawings through the codec."""
+    """Every `sample_every` steps and at the end: `reconstructions.png`, scenes and drawings through the codec."""
 
     def __init__(self, recipe: CodecRecipe, folder: Path):
         rng = random.Random("reconstructions")

@@ -13,11 +13,14 @@ B batch, T sequence, L image tokens
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from train.checkpoints import ResumableTrainer
+
+LENGTH_STEP = 48  # tokens; finer steps save padding and cost calls of the model
 
 
 class UnifiedTrainer(ResumableTrainer):
@@ -55,14 +58,18 @@ class UnifiedTrainer(ResumableTrainer):
         """
         inputs = dict(inputs)
         indices_B = inputs.pop("sample_indices")
-        outputs = model(**inputs)
-        sums = torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
+        # Ranks must call the model equally often, and whoever wants outputs wants those of the whole batch.
+        whole = return_outputs or self.accelerator.num_processes > 1
+        sums = torch.zeros(2, device=self.args.device)
+        for part in [inputs] if whole else parts_of_like_length(inputs, self.model.config.image_token_id):
+            outputs = model(**part)
+            sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
+            self._window.add(outputs, part.get("image_tokens"), self.model.model.image_head)
         if not torch.isfinite(sums).all():
             raise FloatingPointError(self._not_finite(sums.tolist(), indices_B.tolist()))
         # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
         scale = self.weights * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         loss = (sums * scale).sum()
-        self._window.add(outputs, inputs.get("image_tokens"), self.model.model.image_head)
         return (loss, outputs) if return_outputs else loss
 
     def _not_finite(self, sums: list[float], indices: list[int]) -> str:
@@ -80,6 +87,28 @@ class UnifiedTrainer(ResumableTrainer):
             self._window = LossWindow()
             logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
         super().log(logs, start_time)
+
+
+def parts_of_like_length(inputs: dict[str, torch.Tensor], slot_id: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Cuts a right-padded batch into parts whose rows have lengths that round up to the same multiple of LENGTH_STEP.
+
+    Rows are independent and losses are summed, so nothing changes but the padding: beside an image with its questions
+    a line of plain text is three quarters padding.
+    """
+    lengths_B = inputs["attention_mask"].sum(1)
+    steps_B = (lengths_B + LENGTH_STEP - 1) // LENGTH_STEP
+    images = next((name for name in ("image_tokens", "pixel_values") if name in inputs), None)
+    if images:
+        slots_B = (inputs["input_ids"] == slot_id).sum(1)
+        slots_per_image = slots_B.sum() // len(inputs[images])
+        step_of_image_N = steps_B.repeat_interleave(slots_B // slots_per_image)
+    for step in steps_B.unique():
+        rows_B = steps_B == step
+        longest = int(lengths_B[rows_B].max())
+        part = {name: inputs[name][rows_B, :longest] for name in ("input_ids", "attention_mask", "labels")}
+        if images and bool((step_of_image_N == step).any()):
+            part[images] = inputs[images][step_of_image_N == step]
+        yield part
 
 
 class Collator:

@@ -28,9 +28,8 @@ def make_mixture(scenes):
 
 def kind_of(conversation) -> int:
     """Told from the conversation alone, not from where it came."""
-    if conversation[-1]["content"][-1]["type"] == "image":
-        return DRAW
-    return READ if any(part["type"] == "image" for part in conversation[0]["content"]) else TEXT
+    roles = {turn["role"] for turn in conversation for part in turn["content"] if part["type"] == "image"}
+    return DRAW if "assistant" in roles else READ if roles else TEXT
 
 
 def test_every_block_of_ten_holds_three_two_five(make_mixture):
