@@ -112,7 +112,7 @@ def spark_ugen() -> LanguageModelRecipe:
         image_to_text_parts=2,
         text_to_image_parts=5,
         learning_rate=1.5e-3,
-        steps=6000,
+        steps=5300,
     )
 
 

