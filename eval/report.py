@@ -64,9 +64,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"Codec: {scenes['psnr']:.1f} dB PSNR and {scenes['ssim']:.3f} SSIM on scenes, {drawings['psnr']:.1f} dB and "
         f"{drawings['ssim']:.3f} on drawings it never saw; {scenes['codes_in_use']} of {scenes['num_codes']} codes in "
         f"use on the suite's scenes. Text: perplexity {text['perplexity']:.1f} per token, {text['bits_per_byte']:.2f} "
-        f"bits per byte on held-out WordNet glosses. Frechet distance to real scenes in features of "
-        f"{frechet['features']} (n = {frechet['model']['n']}, not comparable with other FIDs): "
-        f"{frechet['model']['frechet']:.1f}, for real scenes through the codec {frechet['codec']['frechet']:.1f}."
+        f"bits per byte on held-out WordNet glosses. Frechet distance to real scenes ({frechet['features']}, "
+        f"n = {frechet['model']['n']}, not comparable with other FIDs): {frechet['model']['frechet']:.1f}, of real "
+        f"scenes through the codec {frechet['codec']['frechet']:.1f}."
     )
     return "\n".join([*drawing_table(record["drawing"]), "", *reading_table(record), "", sentence])
 
