@@ -4,6 +4,7 @@
 """
 
 import unittest
+from unittest.mock import patch
 
 import torch
 from tests.test_configuration_common import ConfigTester
@@ -20,7 +21,7 @@ modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["unified"] = "UnifiedFo
 class UnifiedModelTester:
     """Sizes and inputs: B rows, each with one image of 4x4 tokens between [SOI] and [EOI], then text."""
 
-    batch_size = 3
+    batch_size = 7  # as many rows as transformers' tests run: they fill missing ones with random ids
     image_size = 8
     num_image_tokens = 16
     num_text_tokens = 6
@@ -71,13 +72,16 @@ class UnifiedModelTester:
             image_feature_token_id=7,
         )
 
+    def text_ids(self, shape: list[int], vocab_size: int | None = None) -> torch.Tensor:
+        return ids_tensor(shape, self.code_offset - 8) + 8
+
     def prepare_config_and_inputs_for_common(self) -> tuple[UnifiedConfig, dict[str, torch.Tensor]]:
         config = self.get_config()
 
         def column(token_id: int, count: int = 1) -> torch.Tensor:
             return torch.full((self.batch_size, count), token_id, device=text.device)
 
-        text = ids_tensor([self.batch_size, self.num_text_tokens], self.code_offset - 8) + 8
+        text = self.text_ids([self.batch_size, self.num_text_tokens])
         slots = column(config.image_token_id, self.num_image_tokens)
         begin = torch.cat([column(config.bos_token_id), column(config.boi_token_id)], dim=1)
         input_ids = torch.cat([begin, slots, column(config.eoi_token_id), text], dim=1)
@@ -94,11 +98,16 @@ class UnifiedModelTest(ModelTesterMixin, unittest.TestCase):
     all_generative_model_classes = ()  # tests of generation are not in the source distribution
     _is_composite = True
     test_resize_embeddings = False  # text and codes share the matrix: its size belongs to the codec too
+    additional_model_inputs = ["pixel_values"]  # slots without their images are refused
     skip_test_image_features_output_shape = True  # they are as wide as the language model; there is no vision_config
 
     def setUp(self):
         self.model_tester = UnifiedModelTester(self)
         self.config_tester = ConfigTester(self, config_class=UnifiedConfig, has_text_modality=False)
+        # Random ids of the tests' own are text: a slot among them would need an image.
+        text_ids = patch("tests.test_modeling_common.ids_tensor", self.model_tester.text_ids)
+        text_ids.start()
+        self.addCleanup(text_ids.stop)
 
     def test_config(self):
         self.config_tester.run_common_tests()
