@@ -95,3 +95,13 @@ def test_card_opens_with_metadata_of_the_hub(card):
     data = ModelCard.load(card).data.to_dict()
     for key in ("license", "library_name", "pipeline_tag", "tags"):
         assert data.get(key), f"{page_name(card)}: metadata lacks {key}"
+
+
+@pytest.mark.skipif(not HAS_WEIGHTS, reason="model_cards/ugen-spark holds no weights")
+def test_a_card_ships_the_code_of_the_packages():
+    """The copies beside the weights are what remote users run: a change of the code must be saved there again."""
+    ours = {path.name: path for package in ("modeling", "processing") for path in ROOT.glob(f"{package}_unified/*.py")}
+    shipped = sorted(MODEL.glob("*.py"))
+    assert shipped
+    for copy in shipped:
+        assert copy.read_text() == ours[copy.name].read_text(), f"{copy.name} differs: run train.release again"
