@@ -4,7 +4,7 @@ Contract: `encode(pixels_BCHW) -> codes_BL`, `decode(codes_BL, grid) -> pixels_B
 in [-1, 1]; tokens are in raster order.
 
 B batch, C channels, H height, W width (pixels), h, w rows and columns of the grid, L = h * w tokens, K codes, D code
-dimension.
+dimension, N tiles, S side of a tile in pixels, s the same in tokens.
 """
 
 import torch
@@ -66,12 +66,19 @@ class VQCodec(PreTrainedModel):
         stride = self.config.stride
         if height % stride or width % stride or height <= 0 or width <= 0:
             raise ValueError(f"image size {height}x{width} is not a multiple of the codec's stride {stride}: resize it")
+        tile = self.config.encoder_tile_size
+        if tile and (height % tile or width % tile):
+            raise ValueError(f"image size {height}x{width} is not a multiple of the codec's tiles of {tile}: resize it")
         return height // stride, width // stride
 
     def encode_latents(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Latents [B, D, h, w] before quantisation."""
-        self.grid(*pixels_BCHW.shape[-2:])
-        return self.vq.encode(pixels_BCHW).latents
+        grid = self.grid(*pixels_BCHW.shape[-2:])
+        side = self.config.encoder_tile_size
+        if not side:
+            return self.vq.encode(pixels_BCHW).latents
+        latents_NDss = self.vq.encode(into_tiles(pixels_BCHW, side)).latents
+        return out_of_tiles(latents_NDss, grid)
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Codes int64 [B, L]: the nearest codebook entry of each latent."""
@@ -105,6 +112,19 @@ class VQCodec(PreTrainedModel):
             return self.decode_latents(latents_BDhw), latents_BDhw.new_zeros(()), None
         quantised_BDhw, loss, (_, _, codes) = self.vq.quantize(latents_BDhw)
         return self.decode_latents(quantised_BDhw), loss, codes.view(len(pixel_values), -1)
+
+
+def into_tiles(pixels_BCHW: torch.Tensor, side: int) -> torch.Tensor:
+    """Tiles [N, C, S, S], those of one image together in raster order."""
+    tiles_BCrScS = pixels_BCHW.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    return tiles_BCrScS.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def out_of_tiles(latents_NDss: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The inverse for latents: [B, D, h, w] on `grid` = (h, w)."""
+    rows, columns = (size // latents_NDss.shape[-1] for size in grid)
+    latents_BrcDss = latents_NDss.unflatten(0, (-1, rows, columns))
+    return latents_BrcDss.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 CODECS = {"vq": VQCodec}

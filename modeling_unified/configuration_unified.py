@@ -61,7 +61,18 @@ PARADIGMS: dict[str, dict[str, Any]] = {
 
 @strict
 class VQCodecConfig(PreTrainedConfig):
-    """Arguments of diffusers' `VQModel`; `norm_type="spatial"` makes it a MoVQ. `stride` pixels become one token."""
+    """Arguments of diffusers' `VQModel`; `norm_type="spatial"` makes it a MoVQ. `stride` pixels become one token.
+
+    Args:
+        encoder_tile_size: side in pixels of the tiles that are encoded each by itself; None encodes the image whole, as
+            published VQGANs do. The encoder's normalisation reaches over all that it sees, so with whole images the
+            codes of one object, and even those of an empty background, depend on everything else in the image: noise
+            that the language model has to learn. A tile's codes depend on the tile alone (our choice, for small
+            models). Images are decoded whole, so that no seams appear.
+
+    Raises:
+        ValueError: a tile that the stride does not divide.
+    """
 
     model_type = "unified_vq"
     base_config_key = "codec_config"
@@ -78,6 +89,14 @@ class VQCodecConfig(PreTrainedConfig):
     norm_num_groups: int = 16
     norm_type: str = "group"
     mid_block_add_attention: bool = True
+    encoder_tile_size: int | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        super().__post_init__(**kwargs)
+        if self.encoder_tile_size and self.encoder_tile_size % self.stride:
+            raise ValueError(
+                f"encoder_tile_size {self.encoder_tile_size} is not a multiple of the codec's stride {self.stride}"
+            )
 
     @property
     def stride(self) -> int:

@@ -43,6 +43,7 @@ class CodecRecipe(Recipe):
         default_factory=lambda: {
             "block_out_channels": [16, 32, 64, 128], "layers_per_block": 1, "norm_num_groups": 8,
             "latent_channels": 64, "vq_embed_dim": 16, "num_vq_embeddings": 2048, "mid_block_add_attention": False,
+            "encoder_tile_size": 32,  # a cell of a scene: an object has the same codes whatever stands beside it
         }
     )  # fmt: skip
     drawing_share: float = 0.15  # of images: single drawings of any label; the rest are scenes

@@ -55,6 +55,26 @@ def test_an_image_is_encoded_alike_in_any_batch(codec, pixels):
     assert torch.equal(codec.encode(pixels)[1:2], codec.encode(pixels[1:2]))
 
 
+def test_a_tile_is_encoded_as_if_it_were_alone(codec, pixels):
+    whole = codec.encode_latents(pixels)
+    codec.config.encoder_tile_size = 4
+    tiled = codec.encode_latents(pixels)
+    assert tiled.shape == whole.shape and not torch.allclose(tiled, whole)
+    for row, column in [(0, 0), (0, 2), (1, 1)]:
+        alone = codec.encode_latents(pixels[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4])
+        part = tiled[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(part, alone, atol=1e-5, rtol=0)
+
+
+def test_tiles_must_fit_the_stride_and_the_image(tiny_codec):
+    with pytest.raises(ValueError, match="encoder_tile_size 5 is not a multiple of the codec's stride 2"):
+        VQCodecConfig(**{**tiny_codec.config.to_dict(), "encoder_tile_size": 5})
+    codec = VQCodec(VQCodecConfig(**{**tiny_codec.config.to_dict(), "encoder_tile_size": 4}))
+    assert codec.grid(8, 12) == (4, 6)
+    with pytest.raises(ValueError, match="image size 8x10 is not a multiple of the codec's tiles of 4"):
+        codec.encode(torch.zeros(1, 3, 8, 10))
+
+
 @pytest.mark.parametrize("height, width", [(7, 8), (8, 7), (0, 8), (-2, 8)])
 def test_sizes_off_the_grid_are_refused(tiny_codec, height, width):
     with pytest.raises(ValueError, match=f"image size {height}x{width} is not a multiple of the codec's stride 2"):
