@@ -1,4 +1,4 @@
-"""Any model folder or Hub id behind a few verbs: draw, describe, answer, complete, reconstruct.
+"""Any model folder or Hub id behind a few verbs: draw, edit, describe, answer, complete, reconstruct.
 
 Evaluation reaches models through Auto classes and the methods below only. This is the one place that imports the
 package, which registers its classes; where it is not installed, `trust_remote_code=True` uses the model's own files.
@@ -41,18 +41,18 @@ class HubModel:
         self, prompts: Sequence[str], seeds: Sequence[int], image_sampling: dict[str, Any] | None = None
     ) -> list[Image.Image]:
         """One image for each prompt. `image_sampling` overrides the model's own settings (see `generate`)."""
-        images: list[Image.Image] = []
-        for rows in self._batches(len(prompts), "drawing"):
-            conversations = [[_user(_text(prompts[row]))] for row in rows]
-            sequences = self.model.generate(
-                **self._inputs(conversations, "image"),
-                generation_mode="image",
-                seed=[seeds[row] for row in rows],
-                image_sampling=image_sampling,
-            )
-            pixels = [image for row in self.model.decode_image_tokens(sequences) for image in row]
-            images += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
-        return images
+        return self._draw([[_user(_text(prompt))] for prompt in prompts], seeds, image_sampling, "drawing")
+
+    def edit(
+        self,
+        images: Sequence[Image.Image],
+        instructions: Sequence[str],
+        seeds: Sequence[int],
+        image_sampling: dict[str, Any] | None = None,
+    ) -> list[Image.Image]:
+        """One new image for each pair of image and instruction; settings as of `draw`."""
+        conversations = [[_user(_image(i), _text(words))] for i, words in zip(images, instructions, strict=True)]
+        return self._draw(conversations, seeds, image_sampling, "editing")
 
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
         """A caption for each image."""
@@ -70,14 +70,14 @@ class HubModel:
         return self.processor.post_process_multimodal_output(ids, generation_mode="text")[0]
 
     def reconstruct(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], torch.Tensor]:
-        """The images after a round trip through the codec, and their codes [N, L]."""
-        restored, codes = [], []
+        """The images after a round trip through the codec, and their tokens: codes [N, L] or vectors [N, L, D]."""
+        restored, tokens = [], []
         for rows in self._batches(len(images), "reconstructing"):
             batch = self.processor.image_processor([images[row] for row in rows], return_tensors="pt")
-            codes.append(self.model.encode_images(batch["pixel_values"]))
+            tokens.append(self.model.encode_images(batch["pixel_values"]))
             pixels = list(self.model.reconstruct(batch["pixel_values"]))
             restored += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
-        return restored, torch.cat(codes)
+        return restored, torch.cat(tokens)
 
     @torch.no_grad()
     def text_loss(self, texts: Sequence[str]) -> tuple[float, int]:
@@ -89,6 +89,27 @@ class HubModel:
             nats += float(outputs.text_loss.double().sum())
             tokens += len(outputs.text_loss)
         return nats, tokens
+
+    def _draw(
+        self,
+        conversations: list[list[dict]],
+        seeds: Sequence[int],
+        image_sampling: dict[str, Any] | None,
+        verb: str,
+    ) -> list[Image.Image]:
+        images: list[Image.Image] = []
+        for rows in self._batches(len(conversations), verb):
+            # Not `decode_image_tokens`: tokens that are vectors do not stand in the sequences.
+            drawn = self.model.generate(
+                **self._inputs([conversations[row] for row in rows], "image"),
+                generation_mode="image",
+                seed=[seeds[row] for row in rows],
+                image_sampling=image_sampling,
+                return_dict_in_generate=True,
+            )
+            pixels = [image for row in drawn.images for image in row]
+            images += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return images
 
     def _write(self, conversations: list[list[dict]], verb: str) -> list[str]:
         texts: list[str] = []

@@ -1,7 +1,7 @@
 """Sheets of small images with words: cards in a grid, in titled sections, on one PNG.
 
-A card is an image with lines of text, below it or beside it. Images are enlarged with a smooth filter, since they are
-small and are looked at as drawings. Sizes are pixels of the sheet.
+A card is an image with lines of text, below it or beside it, and where it was edited the result. Images are enlarged
+with a smooth filter, since they are small and are looked at as drawings. Sizes are pixels of the sheet.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
+    """`result`: a second image, to the right of the text (in sections with `beside` only)."""
+
     image: Image.Image
     lines: Sequence[Line]
+    result: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Section:
 
     @property
     def text_width(self) -> int:
-        return self.card_width - 2 * PADDING - (IMAGE_SIZE + PADDING if self.beside else 0)
+        images = self.beside + any(card.result is not None for card in self.cards)
+        return self.card_width - 2 * PADDING - images * (IMAGE_SIZE + PADDING)
 
 
 def wrap(text: str, width: int) -> list[str]:
@@ -107,16 +111,19 @@ def _draw_card(
     sheet: Image.Image, pen: ImageDraw.ImageDraw, section: Section, card: Card, left: int, top: int, height: int
 ) -> None:
     pen.rounded_rectangle((left, top, left + section.card_width, top + height), 10, CARD, EDGE)
-    enlarged = card.image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
     image_left = left + PADDING if section.beside else left + (section.card_width - IMAGE_SIZE) // 2
-    sheet.paste(enlarged, (image_left, top + PADDING))
-    # The canvas is mostly white, and where on it an object stands matters.
-    pen.rectangle(
-        (image_left - 1, top + PADDING - 1, image_left + IMAGE_SIZE, top + PADDING + IMAGE_SIZE), outline=EDGE
-    )
+    _draw_image(sheet, pen, card.image, image_left, top + PADDING)
+    if card.result is not None:
+        _draw_image(sheet, pen, card.result, left + section.card_width - PADDING - IMAGE_SIZE, top + PADDING)
     text_left = image_left + IMAGE_SIZE + PADDING if section.beside else left + PADDING
     y = top + PADDING + (0 if section.beside else IMAGE_SIZE + PADDING)
     for line in card.lines:
         for piece in wrap(line.text, section.text_width):
             pen.text((text_left, y), piece, line.colour, _font(TEXT_SIZE))
             y += LEADING
+
+
+def _draw_image(sheet: Image.Image, pen: ImageDraw.ImageDraw, image: Image.Image, left: int, top: int) -> None:
+    sheet.paste(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC), (left, top))
+    # The canvas is mostly white, and where on it an object stands matters.
+    pen.rectangle((left - 1, top - 1, left + IMAGE_SIZE, top + IMAGE_SIZE), outline=EDGE)

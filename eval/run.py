@@ -1,10 +1,12 @@
 """Measures a model: `python -m eval.run --model model_cards/ugen-spark --suite spark`.
 
+`--tasks` chooses what is measured; by default all but editing, for models that have learned to edit.
+
 Prints tables, the judge's accuracy on real scenes (the ceiling) beside the model's, and writes next to each other
 
     NAME.json          all numbers, with settings, seeds, packages, commit, hardware and seconds
     NAME.items.jsonl   every drawing's verdict, every caption, every answer
-    NAME.png           drawings under their prompts, with what the judge saw
+    NAME.png           drawings under their prompts, edits beside their sources, with what the judge saw
 
 Seeds are fixed: the same model, settings, packages and threads give the same numbers.
 """
@@ -18,14 +20,16 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from .load import HubModel
 from .pictures import RIGHT, WRONG, Card, Line, Section, draw_sheet
-from .spark import SPLITS, evaluate_spark
+from .spark import DEFAULT_TASKS, SPLITS, TASKS, evaluate_spark
 
 SUITES = {"spark": evaluate_spark}
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -47,36 +51,81 @@ def environment() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The numbers that matter, as text."""
+    """The numbers that matter, as text, of the tasks that were measured."""
+    parts = {
+        "drawing": drawing_lines,
+        "editing": editing_lines,
+        "describing": describing_lines,
+        "answering": answering_lines,
+        "codec": codec_lines,
+    }
+    lines = [line for task, of in parts.items() if task in results for line in of(results[task])]
+    if text := results.get("text"):
+        lines.append(f"text: perplexity {text['perplexity']:.2f}, {text['bits_per_byte']:.3f} bits per byte")
+    if frechet := results.get("frechet"):
+        distances = f"drawn {frechet['model']['frechet']:.2f}, codec {frechet['codec']['frechet']:.2f}"
+        scenes = f"real scenes ({frechet['features']}, n = {frechet['model']['n']})"
+        lines.append(f"Frechet distance to {scenes}: {distances}")
+    return "\n".join(lines)
+
+
+def drawing_lines(drawing: dict[str, Any]) -> list[str]:
     lines = ["Drawing: share of images in which everything asked for holds (judge on real scenes = ceiling)", ""]
     lines.append(f"{'':16}" + "".join(f"{SPLIT_NAMES[s]:>10}{'via codec':>11}{'real':>7}" for s in SPLITS))
     for category in (*CATEGORIES, "overall"):
         shares = [
-            results["drawing"][source][split].get(category, float("nan"))
+            drawing[source][split].get(category, float("nan"))
             for split in SPLITS
             for source in ("model", "codec", "real")
         ]
         lines.append(f"{category:16}" + "".join(f"{x:{w}.3f}" for x, w in zip(shares, (10, 11, 7) * 2, strict=True)))
-    lines += ["", f"{'':30}" + "".join(f"{SPLIT_NAMES[split]:>10}" for split in SPLITS)]
-    describing, answering = results["describing"], results["answering"]
-    rows = {f"describing: {key}": [describing[s][key] for s in SPLITS] for key in ("exact_match", "f1", "in_grammar")}
-    rows["answering: accuracy"] = [answering[split]["accuracy"] for split in SPLITS]
+    return [*lines, ""]
+
+
+def editing_lines(editing: dict[str, Any]) -> list[str]:
+    """All kinds over one split, then over the other: eight numbers do not fit beside each other."""
+    lines = ["Editing: what had to change is as asked, the rest has stayed, both (targets via codec = ceiling)", ""]
+    for split in SPLITS:
+        lines.append(f"{SPLIT_NAMES[split]:16}{'changed':>10}{'stayed':>10}{'both':>10}{'via codec':>11}")
+        own, ceiling = (editing[source][split] for source in ("model", "codec"))
+        rows = {kind: (own["by_kind"][kind], ceiling["by_kind"][kind]) for kind in own["by_kind"]}
+        for name, (scores, best) in (rows | {"overall": (own, ceiling)}).items():
+            shares = [scores[key] for key in ("changed", "stayed", "exact")]
+            lines.append(f"{name:16}" + "".join(f"{share:10.3f}" for share in shares) + f"{best['exact']:11.3f}")
+    return [*lines, ""]
+
+
+def describing_lines(describing: dict[str, Any]) -> list[str]:
+    return by_split(
+        {f"describing: {key}": [describing[s][key] for s in SPLITS] for key in ("exact_match", "f1", "in_grammar")}
+    )
+
+
+def answering_lines(answering: dict[str, Any]) -> list[str]:
+    rows = {"answering: accuracy": [answering[split]["accuracy"] for split in SPLITS]}
     for kind in sorted({kind for split in SPLITS for kind in answering[split]["by_kind"]}):
         rows[f"answering: {kind}"] = [answering[split]["by_kind"].get(kind, float("nan")) for split in SPLITS]
     for key in ("f1", "yes_ratio"):
         rows[f"answering: yes/no {key}"] = [answering[s].get("yes_no", {}).get(key, float("nan")) for s in SPLITS]
-    lines += [f"{name:30}" + "".join(f"{value:10.3f}" for value in values) for name, values in rows.items()]
-    for name, codec in results["codec"].items():
-        used = f"{codec['codes_in_use']} of {codec['num_codes']} codes, {codec['entropy']:.2f} bits"
-        lines.append(f"codec, {name}: PSNR {codec['psnr']:.2f} dB, SSIM {codec['ssim']:.3f}, {used}")
-    text, frechet = results["text"], results["frechet"]
-    lines.append(f"text: perplexity {text['perplexity']:.2f}, {text['bits_per_byte']:.3f} bits per byte")
-    distances = f"drawn {frechet['model']['frechet']:.2f}, codec {frechet['codec']['frechet']:.2f}"
-    lines.append(f"Frechet distance to real scenes ({frechet['features']}, n = {frechet['model']['n']}): {distances}")
-    return "\n".join(lines)
+    return by_split(rows)
 
 
-def draw_samples(title: str, drawn_items: list[dict[str, Any]], path: Path, per_category: int = 7) -> None:
+def by_split(rows: dict[str, list[float]]) -> list[str]:
+    lines = [f"{'':30}" + "".join(f"{SPLIT_NAMES[split]:>10}" for split in SPLITS)]
+    return lines + [f"{name:30}" + "".join(f"{value:10.3f}" for value in values) for name, values in rows.items()]
+
+
+def codec_lines(codec: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, part in codec.items():
+        lines.append(f"codec, {name}: PSNR {part['psnr']:.2f} dB, SSIM {part['ssim']:.3f}")
+        if "num_codes" in part:
+            used = f"{part['codes_in_use']} of {part['num_codes']} codes, {part['entropy']:.2f} bits"
+            lines[-1] += f", {used}"
+    return lines
+
+
+def drawing_sections(drawn_items: list[dict[str, Any]], per_category: int = 7) -> list[Section]:
     """One row of held-out drawings per category, each with its prompt and the judge's verdict."""
     sections = []
     for category in CATEGORIES:
@@ -88,7 +137,25 @@ def draw_samples(title: str, drawn_items: list[dict[str, Any]], path: Path, per_
         ]
         right = sum(item["right"] for item in chosen)
         sections.append(Section(category, f"{right} of these {len(chosen)} are judged right", cards, per_category))
-    draw_sheet(title, sections, path)
+    return sections
+
+
+def editing_sections(edited_items: list[dict[str, Any]], per_kind: int = 2) -> list[Section]:
+    """Held-out edits, the first ones of each kind: source, instruction with the judge's verdict, result."""
+    held_out = [item for item in edited_items if item["split"] == "held_out"]
+    kinds = dict.fromkeys(item["kind"] for item in held_out)
+    chosen = [item for kind in kinds for item in [i for i in held_out if i["kind"] == kind][:per_kind]]
+    cards = [
+        Card(
+            item["source"],
+            [Line(item["instruction"]), Line(item["judged"], RIGHT if item["exact"] else WRONG)],
+            item["drawn"],
+        )
+        for item in chosen
+    ]
+    exact = sum(item["exact"] for item in chosen)
+    subtitle = f"source, instruction, result: {exact} of these {len(chosen)} are judged right"
+    return [Section("editing", subtitle, cards, columns=2, beside=True)]
 
 
 def run(
@@ -100,14 +167,16 @@ def run(
     batch_size: int = 32,
     image_sampling: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
+    tasks: Sequence[str] = DEFAULT_TASKS,
 ) -> dict[str, Any]:
     """Loads and measures a model and writes the three files; arguments as on the command line. Returns the JSON.
+    There is no picture where nothing is drawn or edited.
 
     Raises ValueError if the suite's data is missing or the model draws images of another size than the suite's.
     """
     started = time.monotonic()
     hub_model = HubModel.load(model, trust_remote_code, batch_size)
-    results, items = SUITES[suite](hub_model, limit, seed, image_sampling)
+    results, items = SUITES[suite](hub_model, limit, seed, image_sampling, tasks)
     own_sampling = getattr(hub_model.model.generation_config, "image_sampling", None) or {}
     record = {
         "suite": suite,
@@ -119,6 +188,7 @@ def run(
             "seeds": f"{seed} + number of the prompt in its split",
             "batch_size": batch_size,
             "limit": limit,
+            "tasks": list(tasks),
         },
         "environment": environment(),
         "seconds": round(time.monotonic() - started, 1),
@@ -127,9 +197,10 @@ def run(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n")
     write_items(items, output.with_suffix(".items.jsonl"))
-    draw_samples(
-        f"{Path(model).name}: combinations never seen in training", items["drawing"], output.with_suffix(".png")
-    )
+    makers = {"drawing": drawing_sections, "editing": editing_sections}
+    sections = [section for task, make in makers.items() if task in items for section in make(items[task])]
+    if sections:
+        draw_sheet(f"{Path(model).name}: combinations never seen in training", sections, output.with_suffix(".png"))
     return record
 
 
@@ -138,7 +209,7 @@ def write_items(items: dict[str, list[dict[str, Any]]], path: Path) -> None:
     with path.open("w") as file:
         for part, rows in items.items():
             for row in rows:
-                plain = {key: value for key, value in row.items() if key not in ("real", "restored", "drawn")}
+                plain = {key: value for key, value in row.items() if not isinstance(value, Image.Image)}
                 file.write(json.dumps({"part": part, **plain}) + "\n")
 
 
@@ -147,6 +218,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id")
     parser.add_argument("--suite", choices=sorted(SUITES), default="spark")
     parser.add_argument("--output", type=Path, help="JSON file; default eval/results/NAME.json")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=DEFAULT_TASKS, help="default: all but editing")
     parser.add_argument("--limit", type=int, help="at most so many items of each part and split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -156,7 +228,7 @@ def main() -> None:
     output = arguments.pop("output") or Path(__file__).parent / "results" / f"{Path(arguments['model']).name}.json"
     record = run(output=output, **arguments)
     print(table(record))
-    print(f"\n{record['seconds']:.0f} seconds. Written: {output}, its .items.jsonl and .png")
+    print(f"\n{record['seconds']:.0f} seconds. Written: {output} and the files beside it")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The suite `spark`: does a small model draw, describe and answer about scenes composed from real drawings?
+"""The suite `spark`: does a small model draw, edit, describe and answer about scenes composed from real drawings?
 
 Everything is measured apart on scenes made of combinations that training may contain ("seen") and on combinations that
 it never contains ("held_out"). First the instrument: how often the judge is right about *real* scenes that fit the
 drawing prompts, and about these after a round trip through the model's codec. That is the ceiling of any drawing of
-this model. Then drawing, describing, answering, the codec, text, and a Frechet distance.
+this model. Then drawing, describing, answering, the codec, text, and a Frechet distance; on request, editing, which not
+every model has learned.
 
 Items come from `eval/data` (see `train/suite.py` for their columns) and `train/data`; metrics from `eval/metrics`.
 Each part returns its numbers and its items, one dictionary for each image, caption or answer.
@@ -20,7 +21,7 @@ from typing import Any
 import evaluate
 from PIL import Image
 
-from .facts import HANDS, Fact, Scene, facts_from_json, facts_of, parse
+from .facts import HANDS, PLACE_OF_CELL, Fact, Scene, facts_from_json, facts_of, parse
 from .features import ImageFeatures
 from .items import read_items
 from .judge import Judge, Layout
@@ -30,6 +31,8 @@ HERE = Path(__file__).parent
 TEXT_FILE = HERE.parent / "train" / "data" / "glosses.parquet"
 DRAWINGS_FILE = HERE.parent / "train" / "data" / "drawings.parquet"
 SPLITS = ("held_out", "seen")
+TASKS = ("drawing", "describing", "answering", "codec", "text", "editing")
+DEFAULT_TASKS = TASKS[:-1]
 
 Row = dict[str, Any]
 
@@ -128,6 +131,65 @@ def measure_frechet(items: list[Row]) -> Row:
     }
 
 
+def edit_verdict(source: Scene, target: Scene, layout: Layout) -> dict[str, bool]:
+    """Whether a judged image is the edited source: what had to change is as asked, all the rest has stayed, and both.
+
+    What changes is the cells in which source and target differ; in all other cells the image must show what the source
+    shows, in its hand. Where everything is redrawn, the hand changes, and what stands where stays. Something that the
+    judge does not recognise is neither right nor empty. The suite's edits always leave some object, so that an empty or
+    shapeless image never counts as one in which the rest has stayed.
+    """
+    if source.hand != target.hand:
+        stayed = tuple(seen[:4] for seen in layout.objects) == source.objects and not layout.unknown
+        changed = layout.hand == target.hand and not layout.unknown
+    else:
+        before, after = ({(o.row, o.col): (*o, scene.hand) for o in scene.objects} for scene in (source, target))
+        now = {(o.row, o.col): o[:5] for o in layout.objects} | dict.fromkeys(layout.unknown, "unknown")
+        asked = {cell for cell in PLACE_OF_CELL if before.get(cell) != after.get(cell)}
+        changed = all(now.get(cell) == after.get(cell) for cell in asked)
+        stayed = all(now.get(cell) == before.get(cell) for cell in PLACE_OF_CELL.keys() - asked)
+    return {"changed": changed, "stayed": stayed, "exact": changed and stayed}
+
+
+def judge_edits(judge: Judge, rows: list[Row], images: Sequence[Image.Image]) -> tuple[Row, list[Row]]:
+    """Scores one image for each editing item: shares of `edit_verdict`'s three, over all items and by kind of edit."""
+    items = []
+    for row, layout in zip(rows, judge(images), strict=True):
+        verdict = edit_verdict(Scene.from_json(row["source"]), Scene.from_json(row["target"]), layout)
+        items.append({key: row[key] for key in ("id", "kind", "split", "instruction")} | verdict)
+        items[-1]["judged"] = str(layout)
+
+    def shares(of: list[Row]) -> Row:
+        return {key: sum(item[key] for item in of) / len(of) for key in ("changed", "stayed", "exact")} | {"n": len(of)}
+
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    by_kind = {kind: shares([item for item in items if item["kind"] == kind]) for kind in kinds}
+    return {**shares(items), "by_kind": by_kind}, items
+
+
+def measure_editing(
+    hub_model: HubModel, judge: Judge, limit: int | None, seed: int, image_sampling: Row | None
+) -> tuple[Row, list[Row]]:
+    """The judge on the real targets, on these through the codec, and on what the model makes. Items hold images."""
+    rows = read_items(HERE / "data" / "spark_editing.parquet")
+    results: Row = {"real": {}, "codec": {}, "model": {}}
+    items: list[Row] = []
+    for split in SPLITS:
+        chosen = of_split(rows, split, limit)
+        sources, targets = (
+            [real_scene(Scene.from_json(row[key]), judge) for row in chosen] for key in ("source", "target")
+        )
+        restored, _ = hub_model.reconstruct(targets)
+        seeds = [seed + number for number in range(len(chosen))]
+        edited = hub_model.edit(sources, [row["instruction"] for row in chosen], seeds, image_sampling)
+        results["real"][split], _ = judge_edits(judge, chosen, targets)
+        results["codec"][split], _ = judge_edits(judge, chosen, restored)
+        results["model"][split], judged = judge_edits(judge, chosen, edited)
+        for item, *images in zip(judged, sources, targets, edited, strict=True):
+            items.append(item | dict(zip(("source", "real", "drawn"), images, strict=True)))
+    return results, items
+
+
 def stated_facts(caption: str) -> frozenset[Fact]:
     """What a caption says; nothing, if it is outside the grammar."""
     try:
@@ -181,16 +243,16 @@ def measure_answering(hub_model: HubModel, limit: int | None) -> tuple[Row, list
 
 
 def measure_codec(hub_model: HubModel, limit: int | None) -> Row:
-    """PSNR, SSIM and use of the codebook, on drawings that no training ever saw and on the suite's scenes."""
+    """PSNR, SSIM and, of codes, use of the codebook: on drawings no training ever saw and on the suite's scenes."""
     drawings = read_items(DRAWINGS_FILE, filters=[("held_out", "==", True)])
     scenes = read_items(HERE / "data" / "spark_describing.parquet")
     results = {}
     for name, rows in {"held_out_drawings": drawings, "scenes": scenes}.items():
         images = [row["image"] for row in evenly(rows, limit)]
-        restored, codes = hub_model.reconstruct(images)
-        results[name] = metric("reconstruction").compute(
-            predictions=restored, references=images, codes=codes.numpy(), num_codes=hub_model.model.config.num_codes
-        )
+        restored, tokens = hub_model.reconstruct(images)
+        num_codes = hub_model.model.config.num_codes
+        codebook = {"codes": tokens.numpy(), "num_codes": num_codes} if num_codes else {}
+        results[name] = metric("reconstruction").compute(predictions=restored, references=images, **codebook)
     return results
 
 
@@ -208,19 +270,34 @@ def measure_text(hub_model: HubModel, limit: int | None) -> Row:
 
 
 def evaluate_spark(
-    hub_model: HubModel, limit: int | None = None, seed: int = 0, image_sampling: Row | None = None
+    hub_model: HubModel,
+    limit: int | None = None,
+    seed: int = 0,
+    image_sampling: Row | None = None,
+    tasks: Sequence[str] = DEFAULT_TASKS,
 ) -> tuple[Row, dict[str, list[Row]]]:
-    """The whole suite: its numbers, and its items by part. With `limit`, so many items of each part and split."""
+    """The suite's numbers, and its items by part. With `limit`, so many items of each part and split.
+
+    `tasks` are of TASKS; the Frechet distance comes with drawing. Editing is left out unless it is asked for: the score
+    of a model that never learned it says nothing, and nothing in a checkpoint tells what it has learned.
+    """
+    if unknown := set(tasks) - set(TASKS):
+        raise ValueError(f"the suite has no {sorted(unknown)}; its tasks are {', '.join(TASKS)}")
     judge = Judge.load(HERE / "data")
-    drawing, drawn_items = measure_drawing(hub_model, judge, limit, seed, image_sampling)
-    describing, described_items = measure_describing(hub_model, limit)
-    answering, answered_items = measure_answering(hub_model, limit)
-    results = {
-        "drawing": drawing,
-        "describing": describing,
-        "answering": answering,
-        "codec": measure_codec(hub_model, limit),
-        "text": measure_text(hub_model, limit),
-        "frechet": measure_frechet(drawn_items),
-    }
-    return results, {"drawing": drawn_items, "describing": described_items, "answering": answered_items}
+    results: Row = {}
+    items: dict[str, list[Row]] = {}
+    if "drawing" in tasks:
+        results["drawing"], items["drawing"] = measure_drawing(hub_model, judge, limit, seed, image_sampling)
+    if "describing" in tasks:
+        results["describing"], items["describing"] = measure_describing(hub_model, limit)
+    if "answering" in tasks:
+        results["answering"], items["answering"] = measure_answering(hub_model, limit)
+    if "codec" in tasks:
+        results["codec"] = measure_codec(hub_model, limit)
+    if "text" in tasks:
+        results["text"] = measure_text(hub_model, limit)
+    if "drawing" in tasks:
+        results["frechet"] = measure_frechet(items["drawing"])
+    if "editing" in tasks:
+        results["editing"], items["editing"] = measure_editing(hub_model, judge, limit, seed, image_sampling)
+    return results, items

@@ -13,16 +13,17 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from processing_unified import UnifiedImageProcessor, UnifiedProcessor
 
-from .codecs_unified import VQCodec
-from .configuration_unified import PARADIGMS, UnifiedConfig, VQCodecConfig
+from .codecs_unified import CODECS, KLCodec, VQCodec
+from .configuration_unified import PARADIGMS, KLCodecConfig, UnifiedConfig, VQCodecConfig
 from .generation_unified import UnifiedGenerateOutput, UnifiedStreamer
 from .modeling_unified import UnifiedForConditionalGeneration, UnifiedModel
 from .pipeline_unified import TextToImagePipeline
 
 AutoConfig.register(UnifiedConfig.model_type, UnifiedConfig)
-AutoConfig.register(VQCodecConfig.model_type, VQCodecConfig)
 AutoModel.register(UnifiedConfig, UnifiedModel)
-AutoModel.register(VQCodecConfig, VQCodec)
+for codec in CODECS.values():
+    AutoConfig.register(codec.config_class.model_type, codec.config_class)
+    AutoModel.register(codec.config_class, codec)
 for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
     auto_class.register(UnifiedConfig, UnifiedForConditionalGeneration)
 AutoImageProcessor.register(UnifiedConfig, image_processor_classes={"pil": UnifiedImageProcessor})
@@ -37,6 +38,8 @@ UnifiedForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalL
 
 __all__ = [
     "PARADIGMS",
+    "KLCodec",
+    "KLCodecConfig",
     "TextToImagePipeline",
     "UnifiedConfig",
     "UnifiedForConditionalGeneration",

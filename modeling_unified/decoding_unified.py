@@ -1,9 +1,9 @@
 """The decoding loop behind `generate`: text, images, and both in turn, for a batch of rows in different states.
 
-A row is always in one of three states, kept as a tensor: it writes text (place -1), it draws the image token of place
-0..L-1, or its image is whole (place L) and [EOI] must follow:
+A row is always in one of three states, kept as a tensor: it writes text (step -1), it draws an image token (step i, for
+the place order[i]), or its image is whole (step L) and [EOI] must follow:
 
-    writing --[SOI]--> place 0 -> 1 -> ... -> L-1 -> L --[EOI]--> writing
+    writing --[SOI]--> step 0 -> 1 -> ... -> L-1 -> L --[EOI]--> writing
 
 so an image has exactly its grid's tokens and an end, whatever the model predicts. Guidance runs the conditional rows
 and as many unconditional ones in one forward pass; an unconditional row sees the negative prompt and the image being
@@ -29,8 +29,9 @@ class Request:
 
     mode: str
     grid: tuple[int, int]  # rows and columns of image tokens
-    sampling: dict[str, Any]  # do_sample, temperature, top_k, top_p, guidance_scale of image tokens
+    sampling: dict[str, Any]  # of image tokens, as the image head takes it
     generators: list[torch.Generator] | None  # one for each row
+    order_BL: torch.Tensor  # in what order the places of an image are filled
     negative_ids: torch.Tensor | None
     negative_mask: torch.Tensor | None
     streamer: Any
@@ -48,7 +49,7 @@ class Request:
 
 
 class Decoding:
-    """One call of the loop. `run()` returns sequences [B, T] and the images of each row.
+    """One call of the loop. `run()` returns sequences [B, T]; `images` and `image_tokens` then hold those of each row.
 
     Args:
         model: has `model` (language model, codec, image head, order), `lm_head`, `config` and `blocked_ids`.
@@ -73,15 +74,17 @@ class Decoding:
         self.processors, self.stopping = processors, stopping
         self.sequences_BT, rows, device = input_ids, len(input_ids), input_ids.device
         run_RT, self.mask_RT = self._with_unconditional_rows(input_ids, attention_mask)
-        self.fed_RTH = model.model.fill_slots(model.get_input_embeddings()(run_RT), run_RT, images)
-        self.place_B = torch.full((rows,), 0 if request.mode == "image" else -1, device=device)
+        self.step_B = torch.full((rows,), 0 if request.mode == "image" else -1, device=device)
         self.finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.order_BL = model.model.image_order(rows, request.length, device)
+        self.order_BL = request.order_BL
+        self.fed_RTH = model.model.embed(run_RT, images=images)
+        self.fed_RTH[:, -1:] = self._with_places(self.fed_RTH[:, -1:], torch.zeros_like(self.finished_B))
         self.tokens_BL = None  # image tokens of the images being drawn, by place
         self.images: list[list[torch.Tensor]] = [[] for _ in range(rows)]
+        self.image_tokens: list[list[torch.Tensor]] = [[] for _ in range(rows)]
         self.blocked_V = {fits: model.blocked_ids(images=fits) for fits in (False, True)}
 
-    def run(self) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+    def run(self) -> torch.Tensor:
         streamer = self.request.streamer
         if streamer is not None:
             streamer.put(self.sequences_BT.cpu())
@@ -89,7 +92,7 @@ class Decoding:
             self._step(self._hidden())
         if streamer is not None:
             streamer.end()
-        return self.sequences_BT, self.images
+        return self.sequences_BT
 
     def _hidden(self) -> torch.Tensor:
         """Hidden state [R, H] after the tokens fed last."""
@@ -105,10 +108,10 @@ class Decoding:
     def _step(self, hidden_RH: torch.Tensor) -> None:
         """Chooses the next token of every row, delivers what is complete, and moves each row to its next state."""
         length, running_B = self.request.length, ~self.finished_B
-        writes_B = running_B & (self.place_B < 0)
-        draws_B = running_B & (self.place_B >= 0) & (self.place_B < length)
-        ends_B = running_B & (self.place_B == length)
-        next_B = torch.full_like(self.place_B, self.settings.pad_token_id or 0)
+        writes_B = running_B & (self.step_B < 0)
+        draws_B = running_B & (self.step_B >= 0) & (self.step_B < length)
+        ends_B = running_B & (self.step_B == length)
+        next_B = torch.full_like(self.step_B, self.settings.pad_token_id or 0)
         drawn = None
         if bool(writes_B.any()):
             next_B[writes_B] = self._write(hidden_RH, writes_B)
@@ -123,8 +126,8 @@ class Decoding:
         self.finished_B |= writes_B & self.stopping(self.sequences_BT, None)
         if self.request.mode == "image":
             self.finished_B |= ends_B
-        self.place_B = torch.where(draws_B, self.place_B + 1, torch.where(begins_B, 0, self.place_B))
-        self.place_B = torch.where(ends_B, -1, self.place_B)
+        self.step_B = torch.where(draws_B, self.step_B + 1, torch.where(begins_B, 0, self.step_B))
+        self.step_B = torch.where(ends_B, -1, self.step_B)
         self._extend_mask(begins_B | draws_B, ends_B)
         self._feed(next_B, draws_B, drawn)
 
@@ -143,11 +146,16 @@ class Decoding:
         rows_N, head = draws_B.nonzero()[:, 0], self.model.model.image_head
         null_NH = hidden_RH[len(draws_B) :][rows_N] if self.request.guided else None
         tokens_N = head.sample(
-            hidden_RH[rows_N], self.model.lm_head, self.request.sampling, null_NH, self.request.generators_of(rows_N)
+            hidden_RH[rows_N],
+            self.model.lm_head,
+            self.request.sampling,
+            null_NH,
+            self.request.generators_of(rows_N),
+            progress_N=self.step_B[rows_N] / self.request.length,
         )
         if self.tokens_BL is None:
             self.tokens_BL = tokens_N.new_zeros(len(draws_B), self.request.length, *tokens_N.shape[1:])
-        self.tokens_BL[rows_N, self.order_BL[rows_N, self.place_B[rows_N]]] = tokens_N
+        self.tokens_BL[rows_N, self.order_BL[rows_N, self.step_B[rows_N]]] = tokens_N
         return tokens_N
 
     def _deliver(self, next_B: torch.Tensor, text_B: torch.Tensor, ends_B: torch.Tensor) -> None:
@@ -156,6 +164,7 @@ class Decoding:
         for row in ends_B.nonzero()[:, 0].tolist():
             pixels_CHW = self.model.model.codec.decode(self.tokens_BL[row : row + 1], self.request.grid)[0].float()
             self.images[row].append(pixels_CHW)
+            self.image_tokens[row].append(self.tokens_BL[row].clone())
             if hasattr(streamer, "put_image"):
                 streamer.put_image(pixels_CHW)
         if streamer is not None and bool(text_B[0]):
@@ -177,7 +186,18 @@ class Decoding:
         if drawn is not None:  # ids of image tokens may be stand-ins: the head embeds what they stand for
             embeds_BH[draws_B] = self.model.model.embed_image_tokens(drawn).to(embeds_BH.dtype)
         next_R1H = embeds_BH.repeat(len(self.mask_RT) // len(next_B), 1)[:, None]
+        next_R1H = self._with_places(next_R1H, draws_B)
         self.fed_RTH = next_R1H if self.settings.use_cache else torch.cat([self.fed_RTH, next_R1H], 1)
+
+    def _with_places(self, embeds_R1H: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tensor:
+        """Tells the newest input the place it fills, where it holds an image token, and the place drawn next."""
+        length, steps_B1 = self.request.length, self.step_B[:, None]
+        own_B1 = self.order_BL.gather(1, (steps_B1 - 1).clamp(0, length - 1))
+        next_B1 = self.order_BL.gather(1, steps_B1.clamp(0, length - 1))
+        own_B1 = torch.where(drawn_B[:, None], own_B1, -1)
+        next_B1 = torch.where((steps_B1 >= 0) & (steps_B1 < length), next_B1, -1)
+        copies = len(embeds_R1H) // len(self.step_B)
+        return self.model.model.image_order(embeds_R1H, own_B1.repeat(copies, 1), next_B1.repeat(copies, 1))
 
     def _with_unconditional_rows(
         self, input_ids: torch.Tensor, mask_BT: torch.Tensor

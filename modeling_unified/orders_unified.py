@@ -1,17 +1,115 @@
-"""In what order the tokens of an image are produced. An order is data: order_BL[b, i] is the place filled at step i.
+"""In what order the tokens of an image are produced, and how the language model is told.
 
-Contract: order(batch, length, device) -> int64 [B, L], each row a permutation of 0..L-1. Places count the codec's grid
-row by row from the top left.
+An order is data: order_BL[b, i] is the place filled at step i. Places count the codec's grid row by row from the top
+left. Contract: `draw(batch, length, device, generators) -> int64 [B, L]`, each row a permutation of 0..L-1;
+`forward(embeds_BTH, own_BT, next_BT) -> embeds_BTH` adds to each input of the language model what it must know of
+places: that of the image token which it holds, and that of the image token which is predicted next (-1: none).
 
-B batch, L image tokens.
+    input       [SOI]         slot 0                     slot 1                     slot 2      [EOI]
+    own place                 order[0]                   order[1]                   order[2]
+    next place  order[0]      order[1]                   order[2]
+    predicts    token of      token of                   token of                   [EOI]       text
+                order[0]      order[1]                   order[2]
+
+A causal language model with a plain cache can then draw in any order (our choice: how a next place reaches the causal
+model of UniFluid is not known).
+
+B batch, T sequence, H hidden size, L image tokens, N images.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
 
 
-def raster(batch: int, length: int, device: torch.device | None = None) -> torch.Tensor:
-    """Row by row from the top left, the same for every image: int64 [B, L]."""
-    return torch.arange(length, device=device).expand(batch, length)
+class RasterOrder(nn.Module):
+    """Row by row from the top left, the same for every image: places follow from positions, nothing is added."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+
+    def draw(
+        self,
+        batch: int,
+        length: int,
+        device: torch.device | None = None,
+        generators: list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        return torch.arange(length, device=device).expand(batch, length)
+
+    def forward(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
+        return embeds_BTH
 
 
-ORDERS = {"raster": raster}
+class RandomOrder(nn.Module):
+    """A new permutation for each image; two learned tables with one row for each place of the configured grid."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        height, width = config.image_size
+        stride, hidden = config.codec_config.stride, config.text_config.hidden_size
+        self.num_places = (height // stride) * (width // stride)
+        self.own_place = nn.Embedding(self.num_places, hidden)
+        self.next_place = nn.Embedding(self.num_places, hidden)
+
+    def draw(
+        self,
+        batch: int,
+        length: int,
+        device: torch.device | None = None,
+        generators: list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """Each row by its own (CPU) generator, hence the same in any batch; by torch's global one if there are none."""
+        rows = [torch.randperm(length, generator=generators[row] if generators else None) for row in range(batch)]
+        return torch.stack(rows).to(device) if rows else torch.zeros(0, length, dtype=torch.long, device=device)
+
+    def forward(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
+        for table, places_BT in ((self.own_place, own_BT), (self.next_place, next_BT)):
+            if places_BT.numel() and int(places_BT.max()) >= self.num_places:
+                raise ValueError(
+                    f"an image of {int(places_BT.max()) + 1} tokens exceeds the {self.num_places} places that this "
+                    "model has learned: use its own image_size"
+                )
+            embeds_BTH = embeds_BTH + table(places_BT.clamp(min=0)) * (places_BT >= 0)[..., None].to(embeds_BTH.dtype)
+        return embeds_BTH
+
+
+def places_of_slots(slots_BT: torch.Tensor, order_NL: torch.Tensor | None = None) -> torch.Tensor:
+    """Place of the image token in each slot, int64 [B, T], -1 elsewhere.
+
+    Args:
+        slots_BT: bool, where the slots are; those of one image stand together.
+        order_NL: order of each image, in reading order; None for raster.
+    """
+    positions_BT = torch.arange(slots_BT.shape[1], device=slots_BT.device).expand_as(slots_BT)
+    if order_NL is not None:
+        own_BT = torch.full_like(positions_BT, -1)
+        own_BT[slots_BT] = order_NL.to(slots_BT.device).flatten()
+        return own_BT
+    outside_BT = torch.where(slots_BT, -1, positions_BT)  # the last position outside an image, carried to the right
+    return torch.where(slots_BT, positions_BT - outside_BT.cummax(-1).values - 1, -1)
+
+
+def next_places(own_BT: torch.Tensor) -> torch.Tensor:
+    """Place of the slot after each position, -1 where none follows."""
+    return torch.cat([own_BT[:, 1:], torch.full_like(own_BT[:, :1], -1)], 1)
+
+
+def put_in_order(tokens: torch.Tensor, order_NL: torch.Tensor) -> torch.Tensor:
+    """Image tokens [N, L] or [N, L, D], given by place, as they stand in the slots."""
+    index = order_NL.to(tokens.device).view(*order_NL.shape, *[1] * (tokens.dim() - 2)).expand_as(tokens)
+    return tokens.gather(1, index)
+
+
+def check_order(order_NL: torch.Tensor, length: int) -> None:
+    """ValueError unless each row is a permutation of 0..length-1."""
+    raster_NL = torch.arange(length, device=order_NL.device).expand(len(order_NL), length)
+    if order_NL.shape != raster_NL.shape or not torch.equal(order_NL.sort(-1).values, raster_NL):
+        raise ValueError(
+            f"an order of shape {list(order_NL.shape)} is no permutation of the {length} places of an image: each row "
+            f"must name every one of 0..{length - 1} once"
+        )
+
+
+ORDERS = {"raster": RasterOrder, "random": RandomOrder}

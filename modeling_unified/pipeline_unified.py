@@ -9,10 +9,12 @@ A prompt is a string or a conversation whose last turn is the user's. Each promp
 
 from typing import Any
 
+import torch
 from transformers import Pipeline
 
 GENERATE_ARGUMENTS = (
-    "do_sample", "temperature", "top_k", "top_p", "guidance_scale", "image_size", "image_sampling", "seed", "use_cache",
+    "do_sample", "temperature", "top_k", "top_p", "guidance_scale", "guidance_schedule", "num_inference_steps",
+    "image_order", "image_size", "image_sampling", "seed", "use_cache",
 )  # fmt: skip
 
 
@@ -39,8 +41,7 @@ class TextToImagePipeline(Pipeline):
         if num_images_per_prompt is not None:
             forward["num_return_sequences"] = num_images_per_prompt
         preprocess = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
-        postprocess = {"image_size": forward["image_size"]} if "image_size" in forward else {}
-        return preprocess, ({"generate_kwargs": forward} if forward else {}), postprocess
+        return preprocess, ({"generate_kwargs": forward} if forward else {}), {}
 
     def _tokens(self, prompt: str | list[dict]) -> dict[str, Any]:
         if isinstance(prompt, str):
@@ -65,14 +66,12 @@ class TextToImagePipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
         arguments = self._prepare_generate_kwargs(generate_kwargs or {})
         arguments.pop("max_new_tokens", None)  # the grid decides how many tokens an image has
-        sequences = self.model.generate(**model_inputs, generation_mode="image", **arguments)
+        drawn = self.model.generate(**model_inputs, generation_mode="image", return_dict_in_generate=True, **arguments)
+        pixels_NCHW = torch.stack([pixels_CHW for row in drawn.images for pixels_CHW in row])
         # One entry for each prompt: a batch is taken apart along the first dimension.
-        return {"sequences": sequences.unflatten(0, (len(model_inputs["input_ids"]), -1))}
+        return {"pixels": pixels_NCHW.unflatten(0, (len(model_inputs["input_ids"]), -1))}
 
-    def postprocess(
-        self, model_outputs: dict[str, Any], image_size: tuple[int, int] | None = None
-    ) -> list[dict[str, Any]]:
-        rows = self.model.decode_image_tokens(model_outputs["sequences"].flatten(0, 1), image_size=image_size)
-        pixels = [image for images in rows for image in images]
-        drawn = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        pixels_NCHW = model_outputs["pixels"].flatten(0, 1)
+        drawn = self.processor.post_process_multimodal_output(pixels_NCHW, generation_mode="image")
         return [{"generated_image": image} for image in drawn]

@@ -2,9 +2,10 @@
 
 Contract: `UnifiedImageProcessor()(images)` gives `pixel_values` [N,3,H,W] in [-1,1], float32; `postprocess` is its
 inverse. An image that already has the wanted size passes without resampling, so that the round trip is bit-exact.
-Built on Pillow and numpy alone; no torchvision.
+Built on Pillow and numpy alone; no torchvision. Called once for each view, that of the codec and that for features.
 
-Legend: N images, C channels, H height, W width, both divisible by `stride` (pixels per codec token and side).
+Legend: N images, C channels, H height, W width, both divisible by `stride` (pixels per side of an image token, or of a
+feature).
 """
 
 import base64
@@ -26,7 +27,7 @@ CHANNELS = (1, 3, 4)
 
 
 class UnifiedImageProcessorKwargs(ImagesKwargs, total=False):
-    """stride: pixels per codec token and side; the image size must be a multiple of it."""
+    """stride: pixels per image token, or feature, and side; the image size must be a multiple of it."""
 
     stride: int
 

@@ -5,7 +5,7 @@ tokenized, into `input_ids` and `labels` of equal length; `read_back` finds text
 Pure functions over plain values; nothing is truncated. `CHAT_TEMPLATE` renders a conversation to the same ids (held by
 a test).
 
-Legend: T ids of the sequence, L slots of one image (one per image token, in raster order).
+Legend: T ids of the sequence, L slots of one image (one per image token, in raster order), M features of one image.
 
     text document        assistant: text
         ids     [SOS] t t t [EOS]
@@ -19,12 +19,24 @@ Legend: T ids of the sequence, L slots of one image (one per image token, in ras
         ids     [SOS] t t t [SOI] s s s s [EOI] [EOS]
         labels    .   . . . [SOI] s s s s [EOI] [EOS]
 
-`t` is a text id, `s` the slot id `<|image_slot|>`, `.` is -100 (no loss). In `labels` a slot says "an image token is
-predicted here"; the model resolves it to the code. Labels stand at the position of the id itself: the shift by one
-happens in the model. These are the three layouts of the UGen paper; everything else follows from two rules:
+    image to text        user: image, read through features; assistant: text
+        ids     [SOS] [SOI] f f [EOI] t t t [EOS]
+        labels    .     .   . .   .   t t t [EOS]
+
+    editing              user: image, read through features and latents, text; assistant: image
+        ids     [SOS] [SOI] f f s s s s [EOI] t t t [SOI] s s s s [EOI] [EOS]
+        labels    .     .   . . . . . .   .   . . . [SOI] s s s s [EOI] [EOS]
+
+`t` is a text id, `s` the slot id `<|image_slot|>`, `f` the id of one feature `<|image_feature|>`, `.` is -100 (no
+loss). In `labels` a slot says "an image token is predicted here"; the model resolves it to the code or the vector.
+Labels stand at the position of the id itself: the shift by one happens in the model. The first three are the layouts of
+the UGen paper. UniFluid's figure 1 shows features before the text, without `[SOI]` and `[EOI]`; how it lays out editing
+is not known to us. One frame around every image, whatever it is read through, is our choice: the model is told where an
+image begins, and it is found again in a sequence. Everything else follows from three rules:
 
 - What the assistant writes has labels, `[SOI]`, `[EOI]` and the `[EOS]` that ends its turn included; what the user
   gives has none. There are no role tokens.
+- A written image is L slots; a read one is what the model's readers take, one after the other.
 - Where an assistant's text directly follows a user's text, one newline stands between them. It belongs to the user:
   it is the end of the prompt. (Our choice; the paper shows no question answering. A role token would change the three
   layouts above.)
@@ -78,7 +90,7 @@ class Span(NamedTuple):
 
     kind: str  # "text", "image" or "end" (of an assistant's turn)
     written: bool  # by the assistant, hence predicted
-    content: Any = None  # which of its forms (text or ids, image part or number of slots) each function says
+    content: Any = None  # which of its forms (text or ids, image part or ids) each function says
 
 
 class SpecialIds(NamedTuple):
@@ -87,6 +99,7 @@ class SpecialIds(NamedTuple):
     soi: int
     eoi: int
     slot: int
+    feature: int
 
 
 def split_into_spans(conversation: Sequence[dict]) -> list[Span]:
@@ -126,8 +139,8 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds) -> tuple[list[int], list[int
     """Lays spans out as `(input_ids, labels)`, two lists of length T.
 
     Args:
-        spans: as from `split_into_spans`, where `content` of a text is now its list of ids, of an image its number of
-            slots L.
+        spans: as from `split_into_spans`, where `content` of a text is now its list of ids, of an image the list of its
+            placeholders' ids: L slots, M features, or both in either order.
         ids: the tokenizer's ids of the special tokens.
     """
     input_ids, labels = [ids.sos], [IGNORE_INDEX]
@@ -135,7 +148,7 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds) -> tuple[list[int], list[int
         if kind == "text":
             added = content
         elif kind == "image":
-            added = [ids.soi, *[ids.slot] * content, ids.eoi]
+            added = [ids.soi, *content, ids.eoi]
         else:
             added = [ids.eos]
         input_ids.extend(added)
@@ -148,19 +161,21 @@ def read_back(ids_T: list[int], ids: SpecialIds) -> list[Span]:
 
     Returns:
         spans in order. `content` of a text is its list of ids (special ones such as `[SOS]` included), of an image its
-        list of L ids; an image is `written` where these are codes, given in the prompt where they are slots.
+        list of ids between `[SOI]` and `[EOI]`. An image was given in the prompt where these hold slots or features,
+        else it is `written`: generated image tokens stand there as ids of codes, or as `[MASK]` where they are vectors.
 
     Raises:
         ValueError: if the sequence ends inside an image.
     """
+    placeholders = {ids.slot, ids.feature}
     spans, start = [], 0
     while ids.soi in ids_T[start:]:
         begin = ids_T.index(ids.soi, start)
         if ids.eoi not in ids_T[begin:]:
             raise ValueError(f"the sequence of {len(ids_T)} ids ends inside the image that begins at {begin}")
         end = ids_T.index(ids.eoi, begin)
-        image_L = ids_T[begin + 1 : end]
-        spans += [Span("text", False, ids_T[start:begin]), Span("image", ids.slot not in image_L, image_L)]
+        image_T = ids_T[begin + 1 : end]
+        spans += [Span("text", False, ids_T[start:begin]), Span("image", placeholders.isdisjoint(image_T), image_T)]
         start = end + 1
     return [*spans, Span("text", False, ids_T[start:])]
 

@@ -7,14 +7,22 @@ Contract: three ways in, one layout (`layout_unified.py` draws it), and one way 
     processor.encode_conversations(...)    conversations              -> a training batch with labels
     processor.post_process_multimodal_output(...)                     -> text, PIL images, or both in order
 
-An image is one `<|image_slot|>` in text; it becomes `[SOI]`, one slot per image token, `[EOI]`. No network runs here:
-the model fills the slots from `pixel_values` or `image_tokens`.
+An image is one `<|image_slot|>` in text; it becomes `[SOI]`, placeholders, `[EOI]`. No network runs here: the model
+fills the placeholders, which depend on how it reads an image (`image_inputs`, in the order written):
 
-Legend: B conversations or texts, T sequence, N images of the whole batch in reading order, L slots per image, H and W
-pixels of an image, C channels.
+    "codes", "latents"   one `<|image_slot|>` per image token         from `pixel_values` or `image_tokens`
+    "features"           one `<|image_feature|>` per vision feature   from `feature_pixel_values`
+    a written image      one `<|image_slot|>` per image token         from `pixel_values` or `image_tokens`
+
+Each tensor holds only the images that have its placeholders, in reading order, and is left out where there are none.
+All images of a prompt are read, those of an earlier answer too: raw text does not say who drew an image.
+
+Legend: B conversations or texts, T sequence, N images of the whole batch that have slots, R those that have features, L
+slots and M features per image, D numbers in an image token that is a vector, H and W pixels of an image, h and w pixels
+of the view for features, C channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +31,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from .image_processing_unified import load_rgb
 from .layout_unified import CHAT_TEMPLATE, IGNORE_INDEX, Span, SpecialIds, lay_out, read_back, split_into_spans
 
 SPECIAL_TOKEN_ATTRIBUTES = (
@@ -35,6 +44,8 @@ SPECIAL_TOKEN_ATTRIBUTES = (
     "image_token",
     "image_feature_token",
 )
+# How an image is read -> the tokenizer's attribute of the placeholder that is filled.
+PLACEHOLDERS = {"codes": "image_token", "latents": "image_token", "features": "image_feature_token"}
 
 
 class UnifiedProcessorKwargs(ProcessingKwargs, total=False):
@@ -52,13 +63,30 @@ class UnifiedProcessor(ProcessorMixin):
             on the tokenizer too, for pipelines that know nothing of images.
         image_stride: pixels per image token and side, as of the codec; by default that of the image processor, which is
             set to it otherwise.
+        image_inputs: what an image is read through, in order: "codes", "latents", "features"; as in the model's config.
+        feature_stride: pixels per feature and side, as of the vision tower; needed for "features".
+        feature_size: `{"height":, "width":}` in pixels that the view for features is resized to, whatever the size that
+            the codec sees; by default the features are read from the same pixels.
+
+    Raises:
+        ValueError: a tokenizer without one of the tokens; image inputs that are unknown, none, or two for the same
+            placeholders; features without a stride, or of a size that the stride does not divide.
     """
 
     valid_processor_kwargs = UnifiedProcessorKwargs
     text_kwargs = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     images_kwargs = {"return_tensors": "pt"}
 
-    def __init__(self, image_processor, tokenizer, chat_template=None, image_stride: int | None = None):
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        chat_template=None,
+        image_stride: int | None = None,
+        image_inputs: Sequence[str] = ("codes",),
+        feature_stride: int | None = None,
+        feature_size: dict[str, int] | None = None,
+    ):
         missing = [name for name in SPECIAL_TOKEN_ATTRIBUTES if getattr(tokenizer, name, None) is None]
         if missing:
             raise ValueError(
@@ -72,6 +100,8 @@ class UnifiedProcessor(ProcessorMixin):
             image_processor.stride = image_stride
         self.image_stride = image_processor.stride
         self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
+        self.image_feature_token = tokenizer.image_feature_token
+        self.image_feature_token_id = tokenizer.image_feature_token_id
         self.boi_token, self.eoi_token = tokenizer.boi_token, tokenizer.eoi_token
         self.special_ids = SpecialIds(
             sos=tokenizer.bos_token_id,
@@ -79,7 +109,17 @@ class UnifiedProcessor(ProcessorMixin):
             soi=tokenizer.boi_token_id,
             eoi=tokenizer.eoi_token_id,
             slot=tokenizer.image_token_id,
+            feature=tokenizer.image_feature_token_id,
         )
+        self.image_inputs, self.feature_stride, self.feature_size = list(image_inputs), feature_stride, feature_size
+        self._check_image_inputs()
+        self.read_placeholders = [getattr(tokenizer, PLACEHOLDERS[name]) for name in self.image_inputs]
+        self.reads_slots = self.image_token in self.read_placeholders
+        self.reads_features = self.image_feature_token in self.read_placeholders
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return super().model_input_names + ["feature_pixel_values"] * self.reads_features
 
     def __call__(self, images=None, text=None, generation_mode: str | None = None, **kwargs) -> BatchFeature:
         """Raw prompts to model inputs.
@@ -92,7 +132,8 @@ class UnifiedProcessor(ProcessorMixin):
             kwargs: as of any processor, for example `return_tensors` ("pt" by default), `size={"height":, "width":}`.
 
         Returns:
-            `input_ids`, `attention_mask` [B,T], padded on the left; with images also `pixel_values` [N,3,H,W].
+            `input_ids`, `attention_mask` [B,T], padded on the left; with images also `pixel_values` [N,3,H,W] where the
+            model reads codes or latents, `feature_pixel_values` [R,3,h,w] where it reads features.
 
         Raises:
             ValueError: if the numbers of images and placeholders differ, a text is longer than the tokenizer's
@@ -119,8 +160,9 @@ class UnifiedProcessor(ProcessorMixin):
         return inputs
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        height, width = image_inputs["pixel_values"][image_idx].shape[-2:]
-        return self.boi_token + self.image_token * self._num_slots(height, width) + self.eoi_token
+        """The text of one read image, from the views of all."""
+        views = {key: pixels[image_idx : image_idx + 1] for key, pixels in image_inputs.items()}
+        return self.boi_token + "".join(self._placeholders(views, written=False)) + self.eoi_token
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
         """Every text has as many placeholders as images (a list of lists is checked text by text)."""
@@ -134,18 +176,21 @@ class UnifiedProcessor(ProcessorMixin):
         """Conversations to one training batch.
 
         Args:
-            conversations: B lists of messages. An image part holds either `image` (anything the image processor takes)
-                or `image_tokens` (its L codes, 1-D integers); one batch holds one of the two kinds.
+            conversations: B lists of messages. An image part holds `image` (anything the image processor takes),
+                `image_tokens` (its L codes, 1-D integers, or its L vectors, 2-D floats), or both. Tokens, where given,
+                fill the slots, then pixels only the features. The slots of one batch are filled from one of the two.
             padding_side: "right" for training; "left" is for scoring beside generated sequences.
             max_length: most tokens of a conversation; none by default.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B,T] int64 (labels: see `layout_unified.py`; -100 at padding) and,
-            where there are images, `pixel_values` [N,3,H,W] or `image_tokens` [N,L] int64.
+            where there are images with slots, `pixel_values` [N,3,H,W] or `image_tokens` ([N,L] int64, [N,L,D]
+            float32), with features `feature_pixel_values` [R,3,h,w].
 
         Raises:
             ValueError: naming the conversation by its index: malformed, too long, a special token written out in its
-                text, both kinds of images in one batch, codes of different lengths.
+                text; naming the image by its place in the batch: slots filled from pixels here and from tokens there,
+                tokens of different shapes, features to be read without `image`.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f'padding_side is {padding_side!r}: pass "left" or "right"')
@@ -153,14 +198,21 @@ class UnifiedProcessor(ProcessorMixin):
             _named(f"conversation {index}", split_into_spans, conversation)
             for index, conversation in enumerate(conversations)
         ]
-        image_inputs, num_slots = self._encode_images(
-            [span.content for row in rows for span in row if span.kind == "image"]
-        )
+        image_inputs = self._encode_images([span for row in rows for span in row if span.kind == "image"])
+        placeholder_ids = {
+            written: self.tokenizer.convert_tokens_to_ids(self._placeholders(image_inputs, written))
+            for written in (False, True)
+        }
         token_ids = iter(self._encode_texts(rows))
         input_ids, labels = [], []
         for index, row in enumerate(rows):
-            contents = {"text": lambda: next(token_ids), "image": lambda: num_slots, "end": lambda: None}
-            ids_T, labels_T = lay_out([span._replace(content=contents[span.kind]()) for span in row], self.special_ids)
+            contents = {
+                "text": lambda span: next(token_ids),
+                "image": lambda span: placeholder_ids[span.written],
+                "end": lambda span: None,
+            }
+            spans = [span._replace(content=contents[span.kind](span)) for span in row]
+            ids_T, labels_T = lay_out(spans, self.special_ids)
             if max_length is not None and len(ids_T) > max_length:
                 raise ValueError(
                     f"conversation {index} has {len(ids_T)} tokens, but max_length is {max_length}: shorten it"
@@ -218,8 +270,64 @@ class UnifiedProcessor(ProcessorMixin):
             for ids_T in _as_rows(sequences)
         ]
 
-    def _num_slots(self, height: int, width: int) -> int:
-        return (height // self.image_stride) * (width // self.image_stride)
+    def _check_image_inputs(self) -> None:
+        if unknown := [name for name in self.image_inputs if name not in PLACEHOLDERS]:
+            raise ValueError(f"image_inputs holds {unknown}: choose of {', '.join(PLACEHOLDERS)}")
+        if not self.image_inputs or len({PLACEHOLDERS[name] for name in self.image_inputs}) < len(self.image_inputs):
+            raise ValueError(
+                f"image_inputs is {self.image_inputs}: an image has slots once, for codes or for latents, and features "
+                "once; pass one of them, or two in their order"
+            )
+        if "features" not in self.image_inputs:
+            return
+        if not self.feature_stride:
+            raise ValueError(
+                f"image_inputs is {self.image_inputs}, but feature_stride is {self.feature_stride}: pass the pixels "
+                "per feature and side, the patch size of the vision tower"
+            )
+        if self.feature_size is None:
+            return  # the size is that of the call, and checked there
+        size = self.feature_size if isinstance(self.feature_size, Mapping) else {}
+        sides = [size.get("height") or 0, size.get("width") or 0]
+        if any(side <= 0 or side % self.feature_stride for side in sides):
+            raise ValueError(
+                f"feature_size is {self.feature_size}, feature_stride is {self.feature_stride}: pass "
+                f'{{"height":, "width":}}, both multiples of {self.feature_stride}'
+            )
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
+        """Truncation must not cut features off either, which transformers' check does not know."""
+        super()._check_special_mm_tokens(text, text_inputs, [*modalities, "image_feature"])
+
+    def _process_images(self, images: Any, **kwargs) -> tuple[dict, list[str]]:
+        """The views of a prompt's images, and the text that replaces the placeholder of each."""
+        views = dict(self.image_processor(images, **kwargs)) if self.reads_slots else {}
+        if self.reads_features:
+            views["feature_pixel_values"] = self._view_for_features(images, **kwargs)
+        count = len(next(iter(views.values())))
+        return views, [self.replace_image_token(views, image_idx=index) for index in range(count)]
+
+    def _view_for_features(self, images: Any, **kwargs) -> Any:
+        """Pixels [R,3,h,w] in [-1,1], the range SigLIP was trained with too (mean and std of 0.5)."""
+        kwargs["stride"] = self.feature_stride
+        if self.feature_size is not None:
+            kwargs |= {"size": self.feature_size, "do_resize": True}
+        return _named("view for features", self.image_processor, images, **kwargs)["pixel_values"]
+
+    def _placeholders(self, image_inputs: Mapping[str, Any], written: bool) -> list[str]:
+        """What stands between [SOI] and [EOI] of each image of `image_inputs`; they share one size."""
+        counts = {self.image_token: 0, self.image_feature_token: 0}
+        if "image_tokens" in image_inputs:
+            counts[self.image_token] = len(image_inputs["image_tokens"][0])
+        for key, token, stride in (
+            ("pixel_values", self.image_token, self.image_stride),
+            ("feature_pixel_values", self.image_feature_token, self.feature_stride),
+        ):
+            if key in image_inputs:
+                height, width = image_inputs[key][0].shape[-2:]
+                counts[token] = (height // stride) * (width // stride)
+        tokens = [self.image_token] if written else self.read_placeholders
+        return [token for token in tokens for _ in range(counts[token])]
 
     def _check_placeholders(self, images: Any, placeholders: list[int]) -> None:
         given = _images_per_text(images, placeholders)
@@ -245,28 +353,33 @@ class UnifiedProcessor(ProcessorMixin):
                 )
         return token_ids["input_ids"]
 
-    def _encode_images(self, parts: list[dict]) -> tuple[dict[str, torch.Tensor], int]:
-        """Image parts to `pixel_values` or `image_tokens`, and the slots L that each takes."""
-        kinds = [tuple(key for key in ("image", "image_tokens") if part.get(key) is not None) for part in parts]
-        if not parts:
-            return {}, 0
-        for index, kind in enumerate(kinds):
-            if len(kind) != 1 or kind != kinds[0]:
+    def _encode_images(self, images: list[Span]) -> dict[str, torch.Tensor]:
+        """Image spans to `pixel_values` or `image_tokens`, and `feature_pixel_values`; each only where it is needed."""
+        parts = {
+            index: {key: image.content[key] for key in ("image", "image_tokens") if image.content.get(key) is not None}
+            for index, image in enumerate(images)
+        }
+        with_slots = {i: part for i, part in parts.items() if images[i].written or self.reads_slots}
+        with_features = {i: part for i, part in parts.items() if not images[i].written and self.reads_features}
+        source = _one_source(with_slots)
+        for index, part in with_features.items():
+            if "image" not in part:
                 raise ValueError(
-                    f"image {index} of the batch is given by {' and '.join(kind) or 'nothing'}, image 0 by "
-                    f"{' and '.join(kinds[0]) or 'nothing'}: give all of a batch as `image`, or all as `image_tokens`"
+                    f"image {index} of the batch is given by {' and '.join(part) or 'nothing'}: pass `image` as well: "
+                    "the features are read from pixels"
                 )
-        if kinds[0] == ("image",):
-            pixel_values = self.image_processor([part["image"] for part in parts], return_tensors="pt")["pixel_values"]
-            return {"pixel_values": pixel_values}, self._num_slots(*pixel_values.shape[-2:])
-        codes = [np.asarray(part["image_tokens"]) for part in parts]
-        for index, codes_L in enumerate(codes):
-            if codes_L.ndim != 1 or codes_L.dtype.kind not in "iu" or codes_L.shape != codes[0].shape:
-                raise ValueError(
-                    f"image_tokens of image {index} of the batch are {codes_L.dtype} of shape {list(codes_L.shape)}, "
-                    f"those of image 0 have {list(codes[0].shape)}: pass 1-D integers, as many for every image"
-                )
-        return {"image_tokens": torch.from_numpy(np.stack(codes).astype(np.int64))}, len(codes[0])
+        seen = with_features | (with_slots if source == "image" else {})
+        pixels = {index: load_rgb(part["image"], index) for index, part in seen.items()}
+        inputs = {}
+        if source == "image":
+            view = self.image_processor([pixels[index] for index in with_slots], return_tensors="pt")
+            inputs["pixel_values"] = view["pixel_values"]
+        elif source == "image_tokens":
+            inputs["image_tokens"] = _stack({index: part["image_tokens"] for index, part in with_slots.items()})
+        if with_features:
+            images_read = [pixels[index] for index in with_features]
+            inputs["feature_pixel_values"] = self._view_for_features(images_read, return_tensors="pt")
+        return inputs
 
     def _interleave(self, ids_T: list[int], images: Any, **kwargs) -> list[str | Image.Image]:
         """Texts and generated images of one row, in order."""
@@ -290,6 +403,41 @@ def _named(name: str, function: Callable, *args, **kwargs) -> Any:
         return function(*args, **kwargs)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _one_source(parts: dict[int, dict]) -> str | None:
+    """What fills the slots of all of these images, "image" or "image_tokens"; None where there are none."""
+    kinds = ("image_tokens", "image")
+    sources = {index: next((kind for kind in kinds if kind in part), "nothing") for index, part in parts.items()}
+    first = next(iter(sources), None)
+    for index, source in sources.items():
+        if source == "nothing" or source != sources[first]:
+            raise ValueError(
+                f"image {index} of the batch is given by {source}, image {first} by {sources[first]}: give all of a "
+                "batch that have slots as `image`, or all as `image_tokens`"
+            )
+    return sources.get(first)
+
+
+def _stack(tokens: dict[int, Any]) -> torch.Tensor:
+    """Codes [L] of each image to [N,L] int64, or vectors [L,D] to [N,L,D] float32."""
+    arrays = {index: _as_array(values) for index, values in tokens.items()}
+    first, expected = next(iter(arrays.items()))
+    for index, array in arrays.items():
+        if (array.ndim, array.dtype.kind) not in ((1, "i"), (1, "u"), (2, "f")) or array.shape != expected.shape:
+            raise ValueError(
+                f"image_tokens of image {index} of the batch are {array.dtype} of shape {list(array.shape)}, those of "
+                f"image {first} have {list(expected.shape)}: pass 1-D integers or 2-D floats, as many for every image"
+            )
+    stacked = np.stack(list(arrays.values()))
+    return torch.from_numpy(stacked.astype(np.float32 if stacked.dtype.kind == "f" else np.int64))
+
+
+def _as_array(tokens: Any) -> np.ndarray:
+    if isinstance(tokens, torch.Tensor):
+        tokens = tokens.detach().cpu()
+        tokens = tokens.float() if tokens.is_floating_point() else tokens  # numpy has no bfloat16
+    return np.asarray(tokens)
 
 
 def _pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:

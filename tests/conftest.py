@@ -7,8 +7,8 @@ Fixtures (each test gets its own copy, seeded, so it may change it freely):
     tiny_config       UnifiedConfig of the row "ugen": Llama of 2 layers and width 32, images 8x8 = 16 tokens
     tiny_model        UnifiedForConditionalGeneration built from tiny_config, eval mode
     tiny_processor    UnifiedProcessor that fits tiny_model
-    make_tiny_config  callable(**overrides) -> UnifiedConfig, for another paradigm, backbone or flag
-    make_tiny_processor  callable() -> UnifiedProcessor, for fixtures of a wider scope
+    make_tiny_config  callable(paradigm, **overrides) -> UnifiedConfig, for another paradigm, backbone or flag
+    make_tiny_processor  callable(config) -> UnifiedProcessor, for another config or fixtures of a wider scope
     make_image        callable(seed=0, height=8, width=8) -> RGB PIL.Image of seeded noise
 
 Our packages are imported inside the fixtures: a test of one part runs even where another is missing.
@@ -29,6 +29,7 @@ from PIL import Image
 
 IMAGE_SIZE = 8
 STRIDE = 2
+FEATURE_STRIDE = 4
 TEXTS = [
     "two cats left of a pizza, noto style",
     "how many cats?\ntwo",
@@ -73,6 +74,38 @@ def tiny_codec_arguments() -> dict:
     }
 
 
+def tiny_vector_parts() -> dict:
+    """A KL codec of stride 2 with tokens of 8 numbers, a tower that sees 4 features, a narrow diffusion head."""
+    return {
+        "codec_config": {
+            "model_type": "unified_kl",
+            "down_block_types": ["DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D"],
+            "block_out_channels": [8],
+            "layers_per_block": 1,
+            "latent_channels": 2,
+            "group_size": 2,
+            "norm_num_groups": 4,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": IMAGE_SIZE,
+            "patch_size": FEATURE_STRIDE,
+            "vision_use_head": False,
+        },
+        "diffusion_width": 64,
+        "diffusion_depth": 2,
+    }
+
+
+# What the rows of the table need at tiny sizes, beside the codec with codes that `make_tiny_config` begins with.
+TINY_PARTS = {"ugen": dict, "unifluid": tiny_vector_parts}
+
+
 @pytest.fixture
 def tiny_codec():
     from modeling_unified.codecs_unified import VQCodec
@@ -89,10 +122,12 @@ def make_tiny_config(trained_tokenizer):
     def make(paradigm: str = "ugen", **overrides):
         tokenizer = trained_tokenizer
         codec_arguments = tiny_codec_arguments()
+        parts = TINY_PARTS.get(paradigm, dict)()
+        num_codes = 0 if "codec_config" in parts else codec_arguments["num_vq_embeddings"]
         arguments = {
             "text_config": {
                 "model_type": "llama",
-                "vocab_size": len(tokenizer) + codec_arguments["num_vq_embeddings"],
+                "vocab_size": len(tokenizer) + num_codes,
                 "hidden_size": 32,
                 "intermediate_size": 64,
                 "num_hidden_layers": 2,
@@ -112,7 +147,7 @@ def make_tiny_config(trained_tokenizer):
             "image_token_id": tokenizer.image_token_id,
             "image_feature_token_id": tokenizer.image_feature_token_id,
         }
-        return UnifiedConfig.for_paradigm(paradigm, **(arguments | overrides))
+        return UnifiedConfig.for_paradigm(paradigm, **(arguments | parts | overrides))
 
     return make
 
@@ -134,9 +169,20 @@ def tiny_model(tiny_config):
 def make_tiny_processor(trained_tokenizer):
     from processing_unified import UnifiedImageProcessor, UnifiedProcessor
 
-    def make():
+    def make(config=None):
+        """For a model of `config`; by default one that reads codes."""
         image_processor = UnifiedImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, stride=STRIDE)
-        return UnifiedProcessor(image_processor, copy.deepcopy(trained_tokenizer), image_stride=STRIDE)
+        tokenizer = copy.deepcopy(trained_tokenizer)
+        if config is None:
+            return UnifiedProcessor(image_processor, tokenizer, image_stride=STRIDE)
+        feature_stride = config.vision_config.patch_size if config.vision_config else None
+        return UnifiedProcessor(
+            image_processor,
+            tokenizer,
+            image_stride=config.codec_config.stride,
+            image_inputs=config.image_inputs,
+            feature_stride=feature_stride,
+        )
 
     return make
 
@@ -146,7 +192,7 @@ def tiny_processor(make_tiny_processor):
     return make_tiny_processor()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_image():
     def make(seed: int = 0, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> Image.Image:
         pixels_HWC = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

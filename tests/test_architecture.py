@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "modeling_unified/encoders_unified.py": CONFIGURATION,
     "modeling_unified/heads_unified.py": CONFIGURATION,
     "modeling_unified/decoding_unified.py": {MODEL + "heads_unified"},  # text is drawn as codes are
-    "modeling_unified/generation_unified.py": {MODEL + "decoding_unified"},
+    "modeling_unified/generation_unified.py": {MODEL + "decoding_unified", MODEL + "orders_unified"},
     "modeling_unified/pipeline_unified.py": set(),
     "modeling_unified/modeling_unified.py": {
         MODEL + f"{part}_unified"

@@ -1,7 +1,7 @@
 """Training samples as conversations, the package's one data format: what is read is the user's, what is written the
 assistant's (see processing_unified/layout_unified.py for the sequences they become).
 
-L codes of an image
+Tokens of an image are codes [L] or vectors [L, D].
 """
 
 import random
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from PIL import Image
 
 from train.recipes import LanguageModelRecipe
 from train.scenes import Scene, describe, questions
@@ -31,26 +32,33 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def image(codes_L: torch.Tensor) -> dict[str, Any]:
-    return {"type": "image", "image_tokens": codes_L}
+def image(tokens: torch.Tensor, pixels: Image.Image | None = None) -> dict[str, Any]:
+    """An image by its tokens; a model that reads features also needs the pixels of what it reads."""
+    part = {"type": "image", "image_tokens": tokens}
+    return part if pixels is None else {**part, "image": pixels}
 
 
-def image_to_text(recipe: LanguageModelRecipe) -> Writer:
+def by_tokens(scene: Scene, tokens: torch.Tensor) -> dict[str, Any]:
+    """How a scene is shown to a model that reads images by their tokens alone."""
+    return image(tokens)
+
+
+def image_to_text(recipe: LanguageModelRecipe, show: Callable[[Scene, torch.Tensor], dict] = by_tokens) -> Writer:
     """Captioning and question answering in the recipe's exact shares, evenly alternating by sample number.
 
     A caption is the canonical one: exact match is how it is judged. One sample asks several questions about its scene,
-    in random order: the image is read once for all of them.
+    in random order: the image is read once for all of them. `show` makes the part of the image that is read.
     """
 
-    def write(scene: Scene, codes_L: torch.Tensor, number: int, rng: random.Random) -> Conversation:
+    def write(scene: Scene, tokens: torch.Tensor, number: int, rng: random.Random) -> Conversation:
         if not falls_due(number, recipe.question_share):
-            return [user(image(codes_L)), assistant(text(describe(scene)))]
+            return [user(show(scene, tokens)), assistant(text(describe(scene)))]
         asked = questions(scene, rng)
         rng.shuffle(asked)
         turns: Conversation = []
         for _, question, answer in asked[: recipe.questions_per_scene]:
             turns += [user(text(question)), assistant(text(answer))]
-        turns[0]["content"].insert(0, image(codes_L))
+        turns[0]["content"].insert(0, show(scene, tokens))
         return turns
 
     return write
@@ -64,12 +72,18 @@ def text_to_image(recipe: LanguageModelRecipe) -> Writer:
     begins a sequence ends it too, and an image to be described begins a sequence in the same way.
     """
 
-    def write(scene: Scene, codes_L: torch.Tensor, number: int, rng: random.Random) -> Conversation:
+    def write(scene: Scene, tokens: torch.Tensor, number: int, rng: random.Random) -> Conversation:
         if rng.random() < recipe.drop_prompt_share:
-            return [assistant(image(codes_L), text(describe(scene)))]
-        return [user(text(describe(scene, rng))), assistant(image(codes_L))]
+            return [assistant(image(tokens), text(describe(scene)))]
+        return [user(text(describe(scene, rng))), assistant(image(tokens))]
 
     return write
+
+
+def editing(source: dict[str, Any], instruction: str, target: dict[str, Any]) -> Conversation:
+    """The source (a part, as of `image`) and the instruction are read, the target is written. The source comes first:
+    UniFluid's own layout of editing was not found, this is how we infer it."""
+    return [user(source, text(instruction)), assistant(target)]
 
 
 def falls_due(number: int, share: float) -> bool:

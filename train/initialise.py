@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerBase
 
-from modeling_unified.codecs_unified import VQCodec
-from modeling_unified.configuration_unified import UnifiedConfig, VQCodecConfig
+from modeling_unified.configuration_unified import CodecConfig, UnifiedConfig, VQCodecConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
+from processing_unified.image_processing_unified import UnifiedImageProcessor
+from processing_unified.processing_unified import UnifiedProcessor
 from train.recipes import LanguageModelRecipe
 
 
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
     """A model as the recipe says, with the trained parts of the folders it names. Without a codec no code is active."""
     torch.manual_seed(recipe.seed)
-    codec = VQCodec.from_pretrained(trained_folder(recipe.codec, "codec")) if recipe.codec else None
+    codec = AutoModel.from_pretrained(trained_folder(recipe.codec, "codec")) if recipe.codec else None
     model = UnifiedForConditionalGeneration(build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig()))
     if codec:
         model.model.codec.load_state_dict(codec.state_dict())
@@ -34,9 +35,9 @@ def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase)
 
 
 def build_config(
-    recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase, codec_config: VQCodecConfig
+    recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase, codec_config: CodecConfig
 ) -> UnifiedConfig:
-    """Joins the recipe's backbone, the tokenizer's ids and the codec's codes: codes follow the last text id."""
+    """Joins backbone and parts of the recipe, ids of the tokenizer and codes of the codec, which follow the last id."""
     text = dict(recipe.text_config)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text_config = CONFIG_MAPPING[text.pop("model_type")](
@@ -57,6 +58,19 @@ def build_config(
         loss_on_mask=recipe.loss_on_mask,
         inactive_codes_in_softmax=recipe.inactive_codes_in_softmax,
         tie_word_embeddings=True,
+        **recipe.parts,
+    )
+
+
+def build_processor(config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase) -> UnifiedProcessor:
+    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view."""
+    height, width = config.image_size
+    return UnifiedProcessor(
+        UnifiedImageProcessor(size={"height": height, "width": width}),
+        tokenizer,
+        image_stride=config.codec_config.stride,
+        image_inputs=config.image_inputs,
+        feature_stride=config.vision_config.patch_size if config.vision_config else None,
     )
 
 

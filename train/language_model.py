@@ -9,25 +9,27 @@ output/
 """
 
 import random
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
-from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
 from train.arguments import training_arguments
 from train.codes import EncodedScenes, encode_scenes, training_scene
-from train.conversations import image_to_text, text_to_image
-from train.initialise import build_model, trained_folder
-from train.mixture import Mixture, SceneSource, TextSource, readable_rows
+from train.conversations import by_tokens, image, image_to_text, text_to_image
+from train.edits import sample_edit
+from train.initialise import build_model, build_processor, trained_folder
+from train.mixture import EditSource, Mixture, SceneSource, TextSource, readable_rows
 from train.progress import Pictures, StopOnSignal
 from train.recipes import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
-from train.scenes import DATA, HeldOut, describe, questions
+from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.tokenizer import train_tokenizer
 from train.trainer import Collator, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every, random_order
@@ -51,10 +53,7 @@ def train_language_model(
     else:
         tokenizer = build_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
-        size = {"height": recipe.image_size, "width": recipe.image_size}
-        processor = UnifiedProcessor(
-            UnifiedImageProcessor(size=size), tokenizer, image_stride=model.config.codec_config.stride
-        )
+        processor = build_processor(model.config, tokenizer)
     # Runs that lie side by side share their scenes.
     mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
@@ -114,15 +113,31 @@ def build_mixture(
     """The run's samples, and how many scenes were left out."""
     parts = [(TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
     bad_scenes = 0
+    codec, held_out, show = model.model.codec, HeldOut.load(), shown_by(model.config.image_inputs)
     if recipe.image_to_text_parts or recipe.text_to_image_parts:
-        rows = encode_scenes(model.model.codec, recipe.scenes, recipe.seed, cache)
-        scenes = EncodedScenes(rows, model.config.num_codes, skip_bad_rows)
+        rows = encode_scenes(codec, lambda n: training_scene(recipe.seed, n, held_out), recipe.scenes, cache)
+        scenes = EncodedScenes(rows, codec.config, skip_bad_rows)
         bad_scenes = scenes.bad_rows
         # Different seeds: reading and drawing go over the scenes in different orders.
-        parts.append((SceneSource(scenes, recipe.seed + 1, image_to_text(recipe)), recipe.image_to_text_parts))
+        parts.append((SceneSource(scenes, recipe.seed + 1, image_to_text(recipe, show)), recipe.image_to_text_parts))
         parts.append((SceneSource(scenes, recipe.seed + 2, text_to_image(recipe)), recipe.text_to_image_parts))
+    if recipe.editing_parts:
+        edits = [sample_edit(random.Random(f"edit/{recipe.seed}/{n}"), held_out) for n in range(recipe.edits)]
+        rows = encode_scenes(
+            codec, lambda n: (edits[n // 2].source, edits[n // 2].target)[n % 2], 2 * len(edits), cache
+        )
+        pairs = EncodedScenes(rows, codec.config)
+        parts.append((EditSource(edits, pairs, recipe.seed + 3, show), recipe.editing_parts))
     parts = [(source, count) for source, count in parts if count]
     return Mixture(parts, recipe.steps * recipe.batch_size, recipe.seed), bad_scenes
+
+
+def shown_by(image_inputs: list[str]) -> Callable[[Scene, torch.Tensor], dict[str, Any]]:
+    """How a scene that is read is handed to the processor: features are read from pixels, rendered when needed."""
+    if "features" not in image_inputs:
+        return by_tokens
+    drawings = Drawings.load()
+    return lambda scene, tokens: image(tokens, render(scene, drawings))
 
 
 def build_trainer(

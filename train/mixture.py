@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from train.conversations import Conversation, Writer, assistant, text
+from train.conversations import Conversation, Writer, assistant, image, text, user
 
 
 class Source(Protocol):
@@ -116,6 +116,26 @@ class SceneSource:
 
     def describe_row(self, number: int) -> str:
         return f"scene {self.order[number]}"
+
+
+class EditSource:
+    """Pairs of scenes, one made of the other: `scenes[2 * row]` is the source of `edits[row]`, the next its target.
+
+    `show` makes the part of the image that is read.
+    """
+
+    def __init__(self, edits: Sequence[Any], scenes: Any, seed: int, show: Callable[[Any, Any], dict]):
+        self.edits, self.scenes, self.show = edits, scenes, show
+        self.order = Shuffle(len(edits), seed)
+
+    def __getitem__(self, number: int) -> Conversation:
+        row = self.order[number]
+        (source, source_tokens), (_, target_tokens) = self.scenes[2 * row], self.scenes[2 * row + 1]
+        asked = text(self.edits[row].instruction)
+        return [user(self.show(source, source_tokens), asked), assistant(image(target_tokens))]
+
+    def describe_row(self, number: int) -> str:
+        return f"edit {self.order[number]}"
 
 
 def pack_pages(texts: Sequence[str], seed: int, characters: int) -> list[list[str]]:

@@ -62,7 +62,7 @@ class Pictures(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             draw_curves(state.log_history, self.folder / "curves.png")
-            if bool(model.model.image_head.active_codes.any()):
+            if bool(getattr(model.model.image_head, "active_codes", torch.ones(1)).any()):
                 path = self.folder / "samples" / f"step-{state.global_step:06d}.png"
                 path.parent.mkdir(exist_ok=True)
                 draw_samples(model, self.processor, self.scenes, self.images, path)
@@ -100,8 +100,9 @@ def draw(model: Any, processor: Any, prompts: list[str]) -> list[Image.Image]:
         tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True,
         generation_mode="image",
     ).to(model.device)  # fmt: skip
-    sequences = model.generate(**inputs, generation_mode="image", seed=list(range(len(prompts))))
-    pixels = [images[0] for images in model.decode_image_tokens(sequences)]
+    seeds = list(range(len(prompts)))
+    drawn = model.generate(**inputs, generation_mode="image", seed=seeds, return_dict_in_generate=True)
+    pixels = [images[0] for images in drawn.images]
     return processor.post_process_multimodal_output(pixels, generation_mode="image")
 
 

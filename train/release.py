@@ -1,6 +1,6 @@
 """Turns a finished run into a folder to publish.
 
-    python -m train.release --run runs/ugen --output model_cards/ugen-spark
+    python -m train.release --run runs/ugen --output model_cards/ugen-spark --image-sampling '{"guidance_scale": 1.5}'
 
 The folder holds exactly what its Hub repository holds: weights in half precision (loaded as float32 again, since
 `config.json` says so), config, processor, the code, the sampling defaults chosen by measurement, and the records of all
@@ -10,6 +10,7 @@ runs it came from. The card, `README.md`, is written by hand and left alone.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,14 +18,19 @@ from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
 
 
-def release(run: Path, output: Path, image_sampling: dict[str, float]) -> None:
+def release(run: Path, output: Path, image_sampling: dict[str, Any]) -> None:
     """Writes the folder.
 
     Raises:
-        ValueError: a run that is not finished, or whose weights half precision cannot hold.
+        ValueError: a run that is not finished, whose weights half precision cannot hold, or settings that the model's
+            image head does not take.
     """
     records = read_records(run)
     model = UnifiedForConditionalGeneration.from_pretrained(run)
+    head = model.model.image_head
+    if unknown := image_sampling.keys() - head.sampling_defaults.keys():
+        raise ValueError(f"image_sampling has no {sorted(unknown)}; it takes {sorted(head.sampling_defaults)}")
+    head.check_sampling({**head.sampling_defaults, **image_sampling})
     model.generation_config.image_sampling = image_sampling
     weights = {name: half(name, tensor) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -61,12 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = argparse.ArgumentParser(prog="python -m train.release", description=__doc__.splitlines()[0])
     arguments.add_argument("--run", required=True, type=Path, help="folder of a finished run")
     arguments.add_argument("--output", required=True, type=Path)
-    arguments.add_argument("--guidance-scale", type=float, default=1.5, help="default for drawing")
-    arguments.add_argument("--temperature", type=float, default=1.0, help="default for drawing")
-    arguments.add_argument("--top-k", type=int, default=0, help="default for drawing; 0: all codes")
+    arguments.add_argument("--image-sampling", type=json.loads, default={}, help='defaults for drawing, as JSON')
     args = arguments.parse_args(argv)
-    sampling = {"guidance_scale": args.guidance_scale, "temperature": args.temperature, "top_k": args.top_k}
-    release(args.run, args.output, sampling)
+    release(args.run, args.output, args.image_sampling)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {size / 1e6:.1f} MB")
 

@@ -1,15 +1,18 @@
 """Exports the items of the `spark` evaluation suite: `python -m train.suite --output eval/data`.
 
-Four files, so that evaluating needs nothing of `train`. Facts are JSON in the schema of `eval.facts`, scenes are
+Five files, so that evaluating needs nothing of `train`. Facts are JSON in the schema of `eval.facts`, scenes are
 `Scene.to_json`, images lossless WebP on white, ids name category, split and number:
 
     spark_drawing.parquet     id, category, split, prompt, facts, hand, scene      one real scene that fits the prompt
     spark_describing.parquet  id, split, image, scene, caption, facts               caption: the canonical one
     spark_answering.parquet   id, scene_id, split, kind, question, answer           scene_id: a row of describing
+    spark_editing.parquet     id, kind, split, instruction, source, target          source, target: scenes
     spark_references.parquet  concept, hand, large, image                           every drawing as scenes show it
 
 Categories of drawing prompts are those of GenEval (arXiv 2310.11513, section 3). split is "seen" (every combination is
 allowed in training, which meets most of these scenes sooner or later) or "held_out" (see `HeldOut`: never in training).
+Edits are those of `train.edits`, equally many of each kind; beside what changes in cells an object always stays. Where
+they are held out, the target shows a held-out combination.
 In single_object and colors only the place of a small object can be held out, so held-out colors has fewer items.
 All chance is seeded by the names of file, category and split: the same lists give the same rows.
 """
@@ -26,6 +29,7 @@ import datasets
 from PIL import Image
 
 from eval.facts import HANDS, Scene, facts_to_json, parse, relation_between, vocabulary
+from train.edits import EDIT_KINDS, Edit, sample_edit
 from train.held_out import HeldOut
 from train.scenes import KINDS, Drawings, describe, questions, render, sample_scene
 
@@ -34,6 +38,7 @@ DRAWING_ITEMS = 50
 DESCRIBING_ITEMS = 150
 # Presence gets the largest share: its yes and no are measured apart. Per split.
 ANSWERING_ITEMS = {"presence": 80, "count": 50, "place": 80, "colour": 30, "hand": 30, "object": 25}
+EDITING_ITEMS = 20  # of each kind and split
 # Kinds with few answers, all of which come equally often as far as there are such scenes: always "one" must not score.
 BALANCED = ("presence", "count", "colour", "hand")
 
@@ -176,6 +181,36 @@ def _balanced(rng: random.Random, items: list[tuple], number: int) -> list[tuple
     return [item for turn in turns for item in turn if item is not None][:number]
 
 
+def editing_items(held_out: HeldOut) -> list[dict]:
+    """EDITING_ITEMS different edits of each kind for each split."""
+    rows = []
+    for kind in EDIT_KINDS:
+        for split, scene_split in SPLITS.items():
+            rng = random.Random(f"editing {kind} {split}")
+            edits: dict[tuple[Scene, Scene], Edit] = {}
+            while len(edits) < EDITING_ITEMS:
+                edit = sample_edit(rng, held_out, scene_split, kind)
+                if _something_stays(edit):
+                    edits.setdefault((edit.source, edit.target), edit)
+            rows += [
+                {
+                    "id": f"{kind}-{split}-{i:03d}",
+                    "kind": kind,
+                    "split": split,
+                    "instruction": edit.instruction,
+                    "source": edit.source.to_json(),
+                    "target": edit.target.to_json(),
+                }
+                for i, edit in enumerate(edits.values())
+            ]
+    return rows
+
+
+def _something_stays(edit: Edit) -> bool:
+    """An object beside the one that changes; in a redrawn scene every object stays in its place."""
+    return bool(set(edit.source.objects) & set(edit.target.objects))
+
+
 def reference_items(drawings: Drawings) -> list[dict]:
     """Every concept in every hand and both sizes, as the judge will meet it in a scene."""
     return [
@@ -202,7 +237,7 @@ def _lossless(image: Image.Image) -> dict:
 
 
 def export(output: Path) -> dict[str, int]:
-    """Writes the four files and returns their row counts."""
+    """Writes the five files and returns their row counts."""
     output.mkdir(parents=True, exist_ok=True)
     held_out, drawings = HeldOut.load(), Drawings.load()
     scenes = describing_scenes(held_out)
@@ -210,6 +245,7 @@ def export(output: Path) -> dict[str, int]:
         "drawing": drawing_items(held_out),
         "describing": describing_items(scenes, drawings),
         "answering": answering_items(scenes),
+        "editing": editing_items(held_out),
         "references": reference_items(drawings),
     }
     for name, rows in files.items():

@@ -61,7 +61,7 @@ class UnifiedTrainer(ResumableTrainer):
         # Ranks must call the model equally often, and whoever wants outputs wants those of the whole batch.
         whole = return_outputs or self.accelerator.num_processes > 1
         sums = torch.zeros(2, device=self.args.device)
-        for part in [inputs] if whole else parts_of_like_length(inputs, self.model.config.image_token_id):
+        for part in [inputs] if whole else parts_of_like_length(inputs, self.model.config):
             outputs = model(**part)
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
             self._window.add(outputs, part.get("image_tokens"), self.model.model.image_head)
@@ -85,11 +85,12 @@ class UnifiedTrainer(ResumableTrainer):
         if "loss" in logs:
             logs.update(self._window.means())
             self._window = LossWindow()
-            logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
+            if self.model.config.num_codes:
+                logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
         super().log(logs, start_time)
 
 
-def parts_of_like_length(inputs: dict[str, torch.Tensor], slot_id: int) -> Iterator[dict[str, torch.Tensor]]:
+def parts_of_like_length(inputs: dict[str, torch.Tensor], config: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Cuts a right-padded batch into parts whose rows have lengths that round up to the same multiple of LENGTH_STEP.
 
     Rows are independent and losses are summed, so nothing changes but the padding: beside an image with its questions
@@ -97,17 +98,23 @@ def parts_of_like_length(inputs: dict[str, torch.Tensor], slot_id: int) -> Itera
     """
     lengths_B = inputs["attention_mask"].sum(1)
     steps_B = (lengths_B + LENGTH_STEP - 1) // LENGTH_STEP
-    images = next((name for name in ("image_tokens", "pixel_values") if name in inputs), None)
-    if images:
-        slots_B = (inputs["input_ids"] == slot_id).sum(1)
-        slots_per_image = slots_B.sum() // len(inputs[images])
-        step_of_image_N = steps_B.repeat_interleave(slots_B // slots_per_image)
+    steps_of_images = {}  # for each kind of image input, the step of the row that each image stands in
+    for name, placeholder in (
+        ("image_tokens", config.image_token_id),
+        ("pixel_values", config.image_token_id),
+        ("feature_pixel_values", config.image_feature_token_id),
+    ):
+        if name in inputs:
+            holes_B = (inputs["input_ids"] == placeholder).sum(1)
+            holes_per_image = holes_B.sum() // len(inputs[name])
+            steps_of_images[name] = steps_B.repeat_interleave(holes_B // holes_per_image)
     for step in steps_B.unique():
         rows_B = steps_B == step
         longest = int(lengths_B[rows_B].max())
         part = {name: inputs[name][rows_B, :longest] for name in ("input_ids", "attention_mask", "labels")}
-        if images and bool((step_of_image_N == step).any()):
-            part[images] = inputs[images][step_of_image_N == step]
+        for name, step_N in steps_of_images.items():
+            if bool((step_N == step).any()):
+                part[name] = inputs[name][step_N == step]
         yield part
 
 
@@ -130,16 +137,20 @@ class LossWindow:
 
     def __init__(self):
         self.totals = dict.fromkeys(("text", "image", "texts", "images", "masked", "tokens"), 0.0)
+        self.likelihoods: set[str] = set()  # kinds whose loss is a likelihood, hence has a perplexity
 
     def add(self, outputs: Any, image_tokens: torch.Tensor | None, head: torch.nn.Module) -> None:
+        active_K = getattr(head, "active_codes", None)  # a head of vectors has none: no masks, no perplexity
         for kind in ("text", "image"):
             losses = outputs[f"{kind}_loss"].detach()
             self.totals[kind] += losses.sum().item()
             # A [MASK] target that is not trained on has a loss of exactly zero, and no part in the perplexity.
-            self.totals[f"{kind}s"] += len(losses) if head.loss_on_mask else int(losses.count_nonzero())
-        if image_tokens is not None:
+            whole = active_K is None or head.loss_on_mask
+            self.totals[f"{kind}s"] += len(losses) if whole else int(losses.count_nonzero())
+        self.likelihoods = {"text"} if active_K is None else {"text", "image"}
+        if image_tokens is not None and active_K is not None:
             self.totals["tokens"] += image_tokens.numel()
-            self.totals["masked"] += int((~head.active_codes[image_tokens.long()]).sum())
+            self.totals["masked"] += int((~active_K[image_tokens.long()]).sum())
 
     def means(self) -> dict[str, float]:
         """What the log shows; what did not occur is left out."""
@@ -147,6 +158,7 @@ class LossWindow:
         for kind in ("text", "image"):
             if sums[f"{kind}s"]:
                 logs[f"{kind}_loss"] = sums[kind] / sums[f"{kind}s"]
+            if sums[f"{kind}s"] and kind in self.likelihoods:
                 logs[f"{kind}_perplexity"] = math.exp(min(logs[f"{kind}_loss"], 700.0))  # exp(710) overflows
         if sums["tokens"]:
             logs["mask_share"] = sums["masked"] / sums["tokens"]

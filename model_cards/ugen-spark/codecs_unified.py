@@ -1,64 +1,52 @@
 """How pixels become image tokens and back. A codec is frozen while the language model trains.
 
-Contract: `encode(pixels_BCHW) -> codes_BL`, `decode(codes_BL, grid) -> pixels_BCHW`, `grid(height, width)`. Pixels lie
-in [-1, 1]; tokens are in raster order.
+Contract: `encode(pixels_BCHW) -> tokens`, `decode(tokens, grid) -> pixels_BCHW`, `grid(height, width)`. Pixels lie in
+[-1, 1]; tokens are in raster order: codes int64 [B, L], or vectors float32 [B, L, D].
 
-B batch, C channels, H height, W width (pixels), h, w rows and columns of the grid, L = h * w tokens, K codes, D code
-dimension.
+B batch, C channels, H height, W width (pixels), h, w rows and columns of the grid, L = h * w tokens, K codes, D numbers
+in a code's entry or in a token, Z channels of latents, y, x rows and columns of latents, P = 2 * Z parameters of the
+posterior, N tiles, S side of a tile in pixels, s the same in latents.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_unified import VQCodecConfig
+from .configuration_unified import CodecConfig, KLCodecConfig, VQCodecConfig
 
 try:
-    from diffusers import VQModel
+    from diffusers import AutoencoderKL, VQModel
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 except ImportError:
-    VQModel = None
+    AutoencoderKL = DiagonalGaussianDistribution = VQModel = None
 
 
-class VQCodec(PreTrainedModel):
-    """Vector-quantised autoencoder over diffusers' `VQModel`: plain VQGAN, or MoVQ with `norm_type="spatial"`.
+class Codec(PreTrainedModel):
+    """What the codecs over a convolutional autoencoder of diffusers share: initialisation, grid, tiles.
 
     A model of its own, so that it is trained, saved and loaded alone before it joins a language model.
     """
 
-    config_class = VQCodecConfig
+    config_class = CodecConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["VQModel"]
     # It has no attention of transformers' kind: whatever the language model uses is no concern of the codec.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, config: VQCodecConfig):
+    def __init__(self, config: CodecConfig):
         super().__init__(config)
-        if VQModel is None:
-            raise ImportError("the vq codec is built on diffusers: pip install diffusers")
-        self.vq = VQModel(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            down_block_types=tuple(config.down_block_types),
-            up_block_types=tuple(config.up_block_types),
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=config.layers_per_block,
-            latent_channels=config.latent_channels,
-            vq_embed_dim=config.vq_embed_dim,
-            num_vq_embeddings=config.num_vq_embeddings,
-            norm_num_groups=config.norm_num_groups,
-            norm_type=config.norm_type,
-            mid_block_add_attention=config.mid_block_add_attention,
-        )
-        self.post_init()
+        if AutoencoderKL is None:
+            raise ImportError(f"the codec {config.model_type} is built on diffusers: pip install diffusers")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation: the 0.02 normal of transformers starves a convolutional autoencoder.
-        if isinstance(module, nn.Embedding):
-            init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
-        elif hasattr(module, "reset_parameters"):
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -66,12 +54,47 @@ class VQCodec(PreTrainedModel):
         stride = self.config.stride
         if height % stride or width % stride or height <= 0 or width <= 0:
             raise ValueError(f"image size {height}x{width} is not a multiple of the codec's stride {stride}: resize it")
+        tile = self.config.encoder_tile_size
+        if tile and (height % tile or width % tile):
+            raise ValueError(f"image size {height}x{width} is not a multiple of the codec's tiles of {tile}: resize it")
         return height // stride, width // stride
+
+    def encode_tiles(self, encode: Callable[[torch.Tensor], torch.Tensor], pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """What `encode` makes of the images, [B, Z, y, x]: of each whole, or by the config of each tile by itself."""
+        height, width = pixels_BCHW.shape[-2:]
+        self.grid(height, width)  # refuses sizes off the grid
+        side = self.config.encoder_tile_size
+        if not side:
+            return encode(pixels_BCHW)
+        return out_of_tiles(encode(into_tiles(pixels_BCHW, side)), (height // side, width // side))
+
+
+class VQCodec(Codec):
+    """Vector-quantised autoencoder over diffusers' `VQModel`: plain VQGAN, or MoVQ with `norm_type="spatial"`."""
+
+    config_class = VQCodecConfig
+    _no_split_modules = ["VQModel"]
+
+    def __init__(self, config: VQCodecConfig):
+        super().__init__(config)
+        self.vq = VQModel(
+            **shared_arguments(config),
+            vq_embed_dim=config.vq_embed_dim,
+            num_vq_embeddings=config.num_vq_embeddings,
+            norm_type=config.norm_type,
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -1 / module.num_embeddings, 1 / module.num_embeddings)
+        else:
+            super()._init_weights(module)
 
     def encode_latents(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Latents [B, D, h, w] before quantisation."""
-        self.grid(*pixels_BCHW.shape[-2:])
-        return self.vq.encode(pixels_BCHW).latents
+        return self.encode_tiles(lambda pixels: self.vq.encode(pixels).latents, pixels_BCHW)
 
     def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Codes int64 [B, L]: the nearest codebook entry of each latent."""
@@ -107,4 +130,93 @@ class VQCodec(PreTrainedModel):
         return self.decode_latents(quantised_BDhw), loss, codes.view(len(pixel_values), -1)
 
 
-CODECS = {"vq": VQCodec}
+class KLCodec(Codec):
+    """Autoencoder with a Gaussian posterior over diffusers' `AutoencoderKL` (LDM, section 3.1). Tokens are vectors.
+
+    A token is a square of `group_size` x `group_size` latents, shifted and scaled to unit variance; its D numbers are
+    ordered by channel, then row, then column within the square (as MAR's `patchify` does).
+    """
+
+    config_class = KLCodecConfig
+    _no_split_modules = ["AutoencoderKL"]
+
+    def __init__(self, config: KLCodecConfig):
+        super().__init__(config)
+        self.kl = AutoencoderKL(**shared_arguments(config))
+        self.post_init()
+
+    def posterior(self, pixels_BCHW: torch.Tensor) -> DiagonalGaussianDistribution:
+        """Distribution of the latents [B, Z, y, x], neither shifted nor scaled, in float32 whatever the weights are."""
+        parameters_BPyx = self.encode_tiles(lambda pixels: self.kl.encode(pixels).latent_dist.parameters, pixels_BCHW)
+        return DiagonalGaussianDistribution(parameters_BPyx.float())
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Tokens float32 [B, L, D]: the posterior's mean.
+
+        With `config.sample_latents`, and in training mode only, a sample instead, by torch's global generator: a
+        language model then trains on samples and is evaluated on means, and nobody has to say which.
+        """
+        posterior = self.posterior(pixels_BCHW)
+        sampled = self.training and self.config.sample_latents
+        return self.into_tokens(posterior.sample() if sampled else posterior.mean)
+
+    def decode(self, tokens_BLD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Pixels [B, C, H, W] of tokens laid out on `grid` = (rows, columns); not clipped."""
+        expected = (grid[0] * grid[1], self.config.token_size)
+        if tuple(tokens_BLD.shape[1:]) != expected:
+            raise ValueError(
+                f"tokens {list(tokens_BLD.shape)} do not fill a grid of {grid[0]}x{grid[1]}: pass "
+                f"[images, {expected[0]}, {expected[1]}], as `encode` makes them"
+            )
+        return self.decode_latents(self.out_of_tokens(tokens_BLD, grid))
+
+    def decode_latents(self, latents_BZyx: torch.Tensor) -> torch.Tensor:
+        """Pixels [B, C, H, W] of latents that are neither shifted nor scaled."""
+        return self.kl.decode(latents_BZyx.to(self.dtype)).sample
+
+    def into_tokens(self, latents_BZyx: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, L, D] of latents as the posterior gives them."""
+        scaled_BZyx = (latents_BZyx - self.config.shift_factor) * self.config.scaling_factor
+        return F.pixel_unshuffle(scaled_BZyx, self.config.group_size).flatten(2).transpose(1, 2)
+
+    def out_of_tokens(self, tokens_BLD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """The inverse: latents float32 [B, Z, y, x] of tokens on `grid` = (rows, columns)."""
+        grouped_BDhw = tokens_BLD.float().transpose(1, 2).unflatten(2, grid)
+        scaled_BZyx = F.pixel_shuffle(grouped_BDhw, self.config.group_size)
+        return scaled_BZyx / self.config.scaling_factor + self.config.shift_factor
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """For training: reconstruction [B, C, H, W] of a sample, KL loss (scalar), tokens [B, L, D] of that sample.
+
+        The loss is the divergence of the posterior from the standard normal in nats, the mean over all latents of the
+        batch, so that its weight does not depend on the image size. Gradients pass the sample (VAE, section 2.4).
+        """
+        posterior = self.posterior(pixel_values)
+        latents_BZyx = posterior.sample()
+        loss = posterior.kl().sum() / latents_BZyx.numel()
+        return self.decode_latents(latents_BZyx), loss, self.into_tokens(latents_BZyx)
+
+
+def shared_arguments(config: CodecConfig) -> dict[str, Any]:
+    """What every autoencoder of diffusers takes, by its own names."""
+    names = (
+        "in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+        "mid_block_add_attention",
+    )  # fmt: skip
+    tuples = ("down_block_types", "up_block_types", "block_out_channels")
+    return {name: getattr(config, name) for name in names} | {name: tuple(getattr(config, name)) for name in tuples}
+
+
+def into_tiles(pixels_BCHW: torch.Tensor, side: int) -> torch.Tensor:
+    """Tiles [N, C, S, S], those of one image together in raster order."""
+    tiles_BCrScS = pixels_BCHW.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    return tiles_BCrScS.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def out_of_tiles(latents_NZss: torch.Tensor, tiles: tuple[int, int]) -> torch.Tensor:
+    """The inverse for latents: [B, Z, y, x] of images that are `tiles` = (rows, columns) of tiles each."""
+    latents_BrcZss = latents_NZss.unflatten(0, (-1, *tiles))
+    return latents_BrcZss.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+CODECS = {"vq": VQCodec, "kl": KLCodec}

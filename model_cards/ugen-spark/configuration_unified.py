@@ -8,7 +8,7 @@ The one vocabulary, in the backbone's own embedding and `lm_head`:
 
     id:   0 ................ code_offset ................................ text_config.vocab_size
           text + special tokens |  code 0, code 1, ..., code num_codes - 1
-          (the tokenizer's)     |  (never tokenizer entries)
+          (the tokenizer's)     |  (never tokenizer entries; none where image tokens are vectors)
 """
 
 from copy import deepcopy
@@ -19,11 +19,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 PARTS = {  # the parts that exist; the dictionaries of the other files hold one class for each name
-    "image_inputs": ("codes",),
-    "image_codec": ("vq",),
-    "image_head": ("categorical",),
-    "image_order": ("raster",),
+    "image_inputs": ("codes", "latents", "features"),
+    "image_codec": ("vq", "kl"),
+    "image_head": ("categorical", "diffusion"),
+    "image_order": ("raster", "random"),
 }
+# Image tokens are codes, rows of the vocabulary, or vectors. Parts that can handle only one of the two:
+NEEDS_CODES = ("codes", "categorical")
+NEEDS_VECTORS = ("latents", "diffusion")
 
 # Shape of TinyLlama-1.1B, widened by 6 special tokens ([SOI] [EOI] [MASK] slot, feature, [PAD]) and 16,384 codes.
 _TINYLLAMA = {
@@ -40,6 +43,24 @@ _MOVQ_67M = {
     "norm_type": "spatial",
 }  # fmt: skip
 
+# Gemma-2 2B (the paper's backbone), widened by the 6 special tokens.
+_GEMMA2_2B = {
+    "model_type": "gemma2", "vocab_size": 256_006, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "max_position_embeddings": 8192,
+}  # fmt: skip
+# SigLIP so400m, patches of 14 pixels. Size and resolution are inferred, the paper's were not found.
+_SIGLIP_SO400M = {
+    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "vision_use_head": False,
+}  # fmt: skip
+# Autoencoder of Stable Diffusion, 4 channels at an eighth of the size, latents grouped 2x2 (as Fluid does: inferred).
+_SD_VAE = {
+    "model_type": "unified_kl", "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4, "norm_num_groups": 32, "scaling_factor": 0.18215, "group_size": 2,
+}  # fmt: skip
+
 # how images are read | how they are tokenised | how a token is predicted | in what order | the paper's sizes
 PARADIGMS: dict[str, dict[str, Any]] = {
     "ugen": {
@@ -48,22 +69,36 @@ PARADIGMS: dict[str, dict[str, Any]] = {
     },
     "unifluid": {
         "image_inputs": ["features"], "image_codec": "kl", "image_head": "diffusion", "image_order": "random",
+        "text_config": _GEMMA2_2B, "codec_config": _SD_VAE, "vision_config": _SIGLIP_SO400M, "image_size": [256, 256],
+        "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "boi_token_id": 256_000, "eoi_token_id": 256_001,
+        "mask_token_id": 256_002, "image_token_id": 256_003, "image_feature_token_id": 256_004,
+        "tie_word_embeddings": True,
     },
     "uvu": {
         "image_inputs": ["features"], "image_codec": "patch", "image_head": "categorical", "image_order": "raster",
     },
-    "unitoken": {
+    "unitoken": {  # lines: raster, with tokens for the size and at the end of each line
         "image_inputs": ["codes", "features"], "image_codec": "vq", "image_head": "categorical",
-        "image_order": "raster",
+        "image_order": "lines",
     },
 }  # fmt: skip
 
 
 @strict
-class VQCodecConfig(PreTrainedConfig):
-    """Arguments of diffusers' `VQModel`; `norm_type="spatial"` makes it a MoVQ. `stride` pixels become one token."""
+class CodecConfig(PreTrainedConfig):
+    """What every codec over a convolutional autoencoder of diffusers is described by, in diffusers' words.
 
-    model_type = "unified_vq"
+    Args:
+        encoder_tile_size: side in pixels of the tiles that are encoded each by itself; None encodes the image whole, as
+            published autoencoders do. The encoder's normalisation reaches over all that it sees, so with whole images
+            the tokens of one object, and even those of an empty background, depend on everything else in the image:
+            noise that the language model has to learn. A tile's tokens depend on the tile alone (our choice, for small
+            models). Images are decoded whole, so that no seams appear.
+
+    Raises:
+        ValueError: a tile that the stride does not divide.
+    """
+
     base_config_key = "codec_config"
 
     in_channels: int = 3
@@ -72,12 +107,16 @@ class VQCodecConfig(PreTrainedConfig):
     up_block_types: list[str] | tuple[str, ...] = ("UpDecoderBlock2D",) * 4
     block_out_channels: list[int] | tuple[int, ...] = (32, 64, 64, 128)
     layers_per_block: int = 1
-    latent_channels: int = 8
-    vq_embed_dim: int = 8
-    num_vq_embeddings: int = 1024
     norm_num_groups: int = 16
-    norm_type: str = "group"
     mid_block_add_attention: bool = True
+    encoder_tile_size: int | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        super().__post_init__(**kwargs)
+        if self.encoder_tile_size and self.encoder_tile_size % self.stride:
+            raise ValueError(
+                f"encoder_tile_size {self.encoder_tile_size} is not a multiple of the codec's stride {self.stride}"
+            )
 
     @property
     def stride(self) -> int:
@@ -86,13 +125,62 @@ class VQCodecConfig(PreTrainedConfig):
 
     @property
     def num_codes(self) -> int:
+        """Rows of the vocabulary that the codec's tokens take; 0 where tokens are vectors."""
+        return 0
+
+    @property
+    def token_size(self) -> int:
+        """Numbers in a token that is a vector; 0 where tokens are codes."""
+        return 0
+
+
+@strict
+class VQCodecConfig(CodecConfig):
+    """Arguments of diffusers' `VQModel`; `norm_type="spatial"` makes it a MoVQ. Tokens are codes."""
+
+    model_type = "unified_vq"
+
+    latent_channels: int = 8
+    vq_embed_dim: int = 8
+    num_vq_embeddings: int = 1024
+    norm_type: str = "group"
+
+    @property
+    def num_codes(self) -> int:
         return self.num_vq_embeddings
+
+
+@strict
+class KLCodecConfig(CodecConfig):
+    """Arguments of diffusers' `AutoencoderKL`. Tokens are vectors: `group_size` x `group_size` latents, scaled.
+
+    Args:
+        scaling_factor: (latents - shift_factor) * scaling_factor have unit variance over the training images.
+        group_size: side of the square of latents that make a token; 2 is what Fluid and MAR use with stride 8.
+        sample_latents: encode by a sample of the posterior instead of its mean.
+    """
+
+    model_type = "unified_kl"
+
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    group_size: int = 2
+    sample_latents: bool = False
+
+    @property
+    def stride(self) -> int:
+        return super().stride * self.group_size
+
+    @property
+    def token_size(self) -> int:
+        return self.latent_channels * self.group_size**2
 
 
 class CodecSpec(SubConfigSpec):
     """A sub-config chosen by its `model_type` among our codecs' (they need not be known to AutoConfig)."""
 
-    classes: ClassVar[dict[str, type]] = {VQCodecConfig.model_type: VQCodecConfig}
+    classes: ClassVar[dict[str, type]] = {config.model_type: config for config in (VQCodecConfig, KLCodecConfig)}
 
     def get_config_class(self, model_type: str | None = None) -> type:
         if model_type not in self.classes:
@@ -128,6 +216,7 @@ class UnifiedConfig(PreTrainedConfig):
         image_order: in what order the tokens of an image are produced.
         text_config: any text backbone of transformers; its `vocab_size` counts text, special tokens and codes.
         codec_config: the codec's sizes.
+        vision_config: the tower of the encoder `features`: SigLIP's sizes (transformers' `siglip_vision_model`).
         code_offset: first row of the image codes; None puts the codes at the end of the vocabulary.
         image_size: [height, width] in pixels of a generated image where the caller names none.
         image_token_id: the slot, the placeholder of one codec token; `image_feature_token_id` that of one feature.
@@ -137,6 +226,10 @@ class UnifiedConfig(PreTrainedConfig):
             since it keeps every position supervised.
         inactive_codes_in_softmax: whether rows of inactive codes take part in the softmax. The paper does not say;
             our choice is no, so that the vocabulary really grows.
+        diffusion_objective: what the diffusion head learns: "epsilon", the noise, with a learned variance (MAR); or
+            "flow", the velocity from noise to token along a straight line (our choice beside the paper's).
+        diffusion_width, diffusion_depth: of its residual MLP (MAR-B: 1024 and 6; UniFluid's own were not found).
+        diffusion_batch_mul: times and noises at which the loss looks at each token (MAR: 4).
 
     Raises:
         ValueError: an unknown part or one that does not exist yet, or a vocabulary whose sizes disagree.
@@ -147,6 +240,7 @@ class UnifiedConfig(PreTrainedConfig):
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=_TINYLLAMA),
         "codec_config": CodecSpec(config_class=AutoConfig, model_type="unified_vq", init_kwargs=_MOVQ_67M),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model", optional=True),
     }
 
     image_inputs: list[str] | tuple[str, ...] = ("codes",)
@@ -155,6 +249,7 @@ class UnifiedConfig(PreTrainedConfig):
     image_order: str = "raster"
     text_config: dict | PreTrainedConfig | None = None
     codec_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
     code_offset: int | None = None
     image_size: list[int] | tuple[int, ...] = (256, 256)
     bos_token_id: int | None = 1
@@ -167,6 +262,10 @@ class UnifiedConfig(PreTrainedConfig):
     pad_token_id: int | None = 32_005
     loss_on_mask: bool = True
     inactive_codes_in_softmax: bool = False
+    diffusion_objective: str = "epsilon"
+    diffusion_width: int = 1024
+    diffusion_depth: int = 6
+    diffusion_batch_mul: int = 4
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -185,6 +284,7 @@ class UnifiedConfig(PreTrainedConfig):
             self.code_offset = self.text_config.vocab_size - self.num_codes
         self._check_vocabulary()
         self._check_image_size()
+        self._check_combination()
 
     def _check_parts(self) -> None:
         if not self.image_inputs:
@@ -214,6 +314,21 @@ class UnifiedConfig(PreTrainedConfig):
         if len(self.image_size) != 2 or any(side <= 0 or side % stride for side in self.image_size):
             raise ValueError(f"image_size {self.image_size} must be [height, width], multiples of the stride {stride}")
 
+    def _check_combination(self) -> None:
+        """Parts that handle codes go with a codec that makes codes, those that handle vectors with one of vectors."""
+        named = {"codec_config.model_type": self.codec_config.model_type, "image_codec": f"unified_{self.image_codec}"}
+        if len(set(named.values())) > 1:
+            raise ValueError(f"{' and '.join(f'{key} {value!r}' for key, value in named.items())} are two codecs")
+        misfits = NEEDS_VECTORS if self.num_codes else NEEDS_CODES
+        for name in (*self.image_inputs, self.image_head):
+            if name in misfits:
+                made = "codes" if self.num_codes else "vectors"
+                raise ValueError(f"the codec {self.image_codec!r} makes {made}, which {name!r} cannot handle")
+        if ("features" in self.image_inputs) != (self.vision_config is not None):
+            raise ValueError("image_inputs 'features' and a vision_config go together: pass both, or neither")
+        if self.diffusion_objective not in ("epsilon", "flow"):
+            raise ValueError(f"diffusion_objective {self.diffusion_objective!r}: choose 'epsilon' or 'flow'")
+
     @property
     def num_codes(self) -> int:
         """Codes of the codec, each a row of the vocabulary."""
@@ -234,4 +349,4 @@ class UnifiedConfig(PreTrainedConfig):
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
-__all__ = ["PARADIGMS", "UnifiedConfig", "VQCodecConfig"]
+__all__ = ["PARADIGMS", "KLCodecConfig", "UnifiedConfig", "VQCodecConfig"]

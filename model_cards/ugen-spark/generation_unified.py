@@ -15,17 +15,19 @@ from transformers.generation.streamers import TextIteratorStreamer
 from transformers.utils import ModelOutput
 
 from .decoding_unified import Decoding, Request
+from .orders_unified import check_order
 
 GENERATION_MODES = ("text", "image", "interleaved")
-IMAGE_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.0}
 
 
 @dataclass
 class UnifiedGenerateOutput(ModelOutput):
-    """`sequences` [B, T]: prompt, text and image codes; `images`: for each row the images drawn, [C, H, W] each."""
+    """`sequences` [B, T]: prompt, text and image codes ([MASK] for image tokens that are vectors, hence have no id);
+    for each row the `images` drawn, [C, H, W] each, and their `image_tokens`, [L] or [L, D] each, by place."""
 
     sequences: torch.LongTensor | None = None
     images: list[list[torch.Tensor]] | None = None
+    image_tokens: list[list[torch.Tensor]] | None = None
 
 
 class UnifiedStreamer(TextIteratorStreamer):
@@ -84,7 +86,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         negative_prompt_attention_mask: torch.Tensor | None = None,
         image_size: tuple[int, int] | None = None,
         image_sampling: dict[str, Any] | None = None,
+        image_order: str | torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        feature_pixel_values: torch.Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         streamer: Any = None,
         **kwargs,
@@ -100,9 +105,11 @@ class UnifiedGenerationMixin(GenerationMixin):
             negative_prompt_ids, negative_prompt_attention_mask: left-padded [B, T], what the unconditional rows see
                 instead of [SOS] alone.
             image_size: (height, width) in pixels; the config's by default.
-            image_sampling: `do_sample`, `temperature`, `top_k`, `top_p`, `guidance_scale` of image tokens; those left
-                out come from `generation_config.image_sampling`. In "image" mode these keys are plain arguments too.
-            image_tokens: tokens [N, L] of the prompts' images, instead of `pixel_values`.
+            image_sampling: settings of image tokens, as the image head's `sampling_defaults` names them; those left out
+                come from `generation_config.image_sampling`. In "image" mode these keys are plain arguments too.
+            image_order: "raster", or permutations [rows, L] of an image's places; by default the model's own order. A
+                model that has learned raster only draws in no other.
+            pixel_values, image_tokens, feature_pixel_values: the prompts' images, as `get_image_features` takes them.
             streamer: gets text as it comes (`put`) and images when they are whole (`put_image`, where it has one).
             kwargs: everything `GenerationMixin.generate` takes; `max_new_tokens` has no say over the length of an
                 image, and an image that would not fit any more is not begun.
@@ -117,8 +124,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         mode = generation_mode or "text"
         if mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode {mode!r}: choose one of {', '.join(GENERATION_MODES)}")
-        if image_tokens is not None:
-            kwargs["mm_encoder_outputs"] = {"image": self.model.get_image_features(image_tokens=image_tokens)}
+        if any(given is not None for given in (pixel_values, image_tokens, feature_pixel_values)):
+            # Not left to transformers: it would look for one kind of pixels, and count one kind of placeholder.
+            images = self.model.get_image_features(pixel_values, image_tokens, feature_pixel_values, return_dict=True)
+            kwargs["mm_encoder_outputs"] = {"image": images}
         if mode == "text" and seed is None:
             guidance = {
                 "guidance_scale": guidance_scale,
@@ -141,11 +150,14 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(f"num_beams {kwargs['num_beams']}: beams exist only in 'text' mode without a seed")
         if streamer is not None and rows > 1:
             raise ValueError(f"a streamer follows one row, not {rows}")
+        grid = self.model.codec.grid(*(image_size or self.config.image_size))
+        generators = seeded_generators(seed, rows)
         request = Request(
             mode=mode,
-            grid=self.model.codec.grid(*(image_size or self.config.image_size)),
+            grid=grid,
             sampling=self._image_sampling(mode, guidance_scale, image_sampling, kwargs),
-            generators=seeded_generators(seed, rows),
+            generators=generators,
+            order_BL=self._image_order(image_order, rows, grid[0] * grid[1], generators),
             negative_ids=negative_prompt_ids,
             negative_mask=negative_prompt_attention_mask,
             streamer=streamer,
@@ -158,7 +170,7 @@ class UnifiedGenerationMixin(GenerationMixin):
                 input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], self.config.boi_token_id)], 1)
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             # transformers allows several rows of a prompt only where it knows that they are sampled.
-            kwargs = {**kwargs, "do_sample": request.sampling["do_sample"]}
+            kwargs = {**kwargs, "do_sample": request.sampling.get("do_sample", True)}
             kwargs |= {"max_new_tokens": request.length + 1, "max_length": None, "min_new_tokens": None}
         room = self._room(input_ids.shape[1], needed=request.length + 1 if mode == "image" else 1)
         if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
@@ -166,7 +178,7 @@ class UnifiedGenerationMixin(GenerationMixin):
 
         def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **prepared):
             mask = prepared.get("attention_mask")
-            sequences, images = Decoding(
+            decoding = Decoding(
                 self,
                 request,
                 input_ids,
@@ -176,8 +188,11 @@ class UnifiedGenerationMixin(GenerationMixin):
                 settings=generation_config,
                 cache=prepared.get("past_key_values"),
                 images=(prepared.get("mm_encoder_outputs") or {}).get("image"),
-            ).run()
-            whole = UnifiedGenerateOutput(sequences=sequences, images=images)
+            )
+            sequences = decoding.run()
+            whole = UnifiedGenerateOutput(
+                sequences=sequences, images=decoding.images, image_tokens=decoding.image_tokens
+            )
             return whole if generation_config.return_dict_in_generate else sequences
 
         return super().generate(
@@ -195,17 +210,58 @@ class UnifiedGenerationMixin(GenerationMixin):
 
     def _image_sampling(self, mode, guidance_scale, image_sampling, kwargs) -> dict[str, Any]:
         """Settings for image tokens, the most specific first: argument, `image_sampling`, generation config."""
-        config = kwargs.get("generation_config") or self.generation_config
-        sampling = {**IMAGE_SAMPLING, **(getattr(config, "image_sampling", None) or {}), **(image_sampling or {})}
+        config, head = kwargs.get("generation_config") or self.generation_config, self.model.image_head
+        defaults = head.sampling_defaults
+        sampling = {**defaults, **(getattr(config, "image_sampling", None) or {}), **(image_sampling or {})}
         if mode == "image":
-            sampling.update({key: kwargs.pop(key) for key in IMAGE_SAMPLING if kwargs.get(key) is not None})
+            sampling.update({key: kwargs.pop(key) for key in defaults if kwargs.get(key) is not None})
         if guidance_scale is not None:
             sampling["guidance_scale"] = guidance_scale
-        if unknown := sampling.keys() - IMAGE_SAMPLING.keys():
-            raise ValueError(f"image_sampling has no {sorted(unknown)}; it takes {sorted(IMAGE_SAMPLING)}")
-        if sampling["guidance_scale"] < 0:
-            raise ValueError(f"guidance_scale {sampling['guidance_scale']} must not be negative")
+        if unknown := sampling.keys() - defaults.keys():
+            raise ValueError(f"image_sampling has no {sorted(unknown)}; it takes {sorted(defaults)}")
+        head.check_sampling(sampling)
         return sampling
+
+    def _image_order(
+        self, order: str | torch.Tensor | None, rows: int, length: int, generators: list[torch.Generator] | None
+    ) -> torch.Tensor:
+        """Permutations int64 [rows, length] of an image's places."""
+        own = self.model.image_order
+        if order is None:
+            return own.draw(rows, length, self.device, generators)
+        if isinstance(order, str) and order not in ("raster", self.config.image_order):
+            raise ValueError(
+                f"image_order {order!r}: this model draws in {self.config.image_order!r} or 'raster' order"
+            )
+        if isinstance(order, str):
+            raster = torch.arange(length, device=self.device).expand(rows, length)
+            return raster if order == "raster" else own.draw(rows, length, self.device, generators)
+        order = order.to(self.device)
+        check_order(order, length)
+        if len(order) != rows:
+            raise ValueError(f"{len(order)} orders for {rows} rows: pass one for each image asked for")
+        if self.config.image_order == "raster" and not bool((order[:, 1:] > order[:, :-1]).all()):
+            raise ValueError("this model has learned raster order only: leave image_order out")
+        return order
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeats rows with their images. transformers would count one kind of placeholder only."""
+        images = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if images is None or input_ids is None or expand_size == 1:
+            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        del model_kwargs["mm_encoder_outputs"]
+        config, left, repeated = self.config, list(images.pooler_output), []
+        holes_B = ((input_ids == config.image_token_id) | (input_ids == config.image_feature_token_id)).sum(-1)
+        for holes in holes_B.tolist():
+            row = []
+            while left and sum(map(len, row)) < holes:
+                row.append(left.pop(0))
+            repeated += row * expand_size
+        images.pooler_output = repeated + left  # what no row has room for is counted, and refused, later
+        ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return ids, {**model_kwargs, "mm_encoder_outputs": {"image": images}}
 
     def _room(self, prompt: int, needed: int) -> int:
         """Positions left after the prompt; an error if what is asked for does not fit."""
@@ -230,7 +286,17 @@ class UnifiedGenerationMixin(GenerationMixin):
     def decode_image_tokens(
         self, sequences: torch.Tensor, image_size: tuple[int, int] | None = None
     ) -> list[list[torch.Tensor]]:
-        """Pixels [C, H, W] in [-1, 1] of every image drawn in each row of `sequences` [B, T], in order."""
+        """Pixels [C, H, W] in [-1, 1] of every image drawn in each row of `sequences` [B, T], in order.
+
+        Raises:
+            ValueError: image tokens that are vectors do not stand in sequences; `generate(...,
+                return_dict_in_generate=True).images` has their images.
+        """
+        if not self.config.num_codes:
+            raise ValueError(
+                "this model's image tokens are vectors, which sequences of ids do not hold: "
+                "take `generate(..., return_dict_in_generate=True).images`"
+            )
         grid = self.model.codec.grid(*(image_size or self.config.image_size))
         length = grid[0] * grid[1]
         images = []

@@ -1,11 +1,14 @@
 """The unified model: one language model that reads and writes text and images. Read this file first.
 
-    pixels --codec--> tokens --head.embed--> slots ----+
-    pixels --encoders--> features ---------------------+--> language model --> lm_head: the next text token
-    text ids --embedding--> everything else -----------+                   --> image head: the next image token
+    pixels --codec--> tokens --head.embed--> slots ------------+
+    pixels --vision tower--> features --> feature placeholders +--> language model --> lm_head: the next text token
+    text ids --embedding--> everything else -------------------+                   --> image head: the next image token
 
 The hidden state at a position predicts the position after it, for text and for images. No branch here names a
 paradigm: the parts are looked up once, in the constructor.
+
+A slot is filled with an image token, whether the image is read or written; a feature placeholder with what the vision
+tower saw of an image that is read. Which images have slots, and which features, the processor has decided.
 
 B batch, T sequence, N images or positions, L tokens of an image, C channels, H hidden size (height in pixel shapes),
 W width, V vocabulary.
@@ -17,7 +20,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -26,8 +28,8 @@ from .codecs_unified import CODECS
 from .configuration_unified import UnifiedConfig
 from .encoders_unified import ENCODERS, ImageBatch
 from .generation_unified import UnifiedGenerationMixin
-from .heads_unified import HEADS, CategoricalHead, token_losses
-from .orders_unified import ORDERS
+from .heads_unified import HEADS, START_BY_THEMSELVES, LanguageHead, token_losses
+from .orders_unified import ORDERS, check_order, next_places, places_of_slots, put_in_order
 
 if TYPE_CHECKING:  # saving follows relative imports by their text: this line ships the pipeline's file to the Hub
     from .pipeline_unified import TextToImagePipeline  # noqa: F401
@@ -61,9 +63,10 @@ class UnifiedPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, CategoricalHead):
-            init.ones_(module.active_codes)
+        if isinstance(module, START_BY_THEMSELVES):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
 
 
 class UnifiedModel(UnifiedPreTrainedModel):
@@ -75,7 +78,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         self.codec = CODECS[config.image_codec](config.codec_config).requires_grad_(False)
         self.encoders = nn.ModuleDict({name: ENCODERS[name](config) for name in config.image_inputs})
         self.image_head = HEADS[config.image_head](config)
-        self.image_order = ORDERS[config.image_order]
+        self.image_order = ORDERS[config.image_order](config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -95,35 +98,62 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        feature_pixel_values: torch.Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Embeddings of each image in `pooler_output`, a list of [tokens, H]; from pixels or precomputed tokens."""
-        if image_tokens is None:
-            image_tokens = self.encode_images(pixel_values)
-        images = ImageBatch(image_tokens, self.embed_image_tokens)
-        features_NLH = torch.cat([encoder(images) for encoder in self.encoders.values()], dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=features_NLH, pooler_output=list(features_NLH))
+        """Embeddings of images that are read, in `pooler_output`: a list of [placeholders, H], one for each image.
 
-    def fill_slots(
-        self, embeds_BTH: torch.Tensor, input_ids: torch.Tensor | None, images: BaseModelOutputWithPooling | None
+        Args:
+            pixel_values: the codec's view, [N, C, H, W] in [-1, 1]; or `image_tokens`, computed before.
+            feature_pixel_values: the vision tower's view.
+        """
+        if image_tokens is None and pixel_values is not None:
+            image_tokens = self.encode_images(pixel_values)
+        images = ImageBatch(image_tokens, self.embed_image_tokens, feature_pixel_values)
+        embeds_NLH = torch.cat([encoder(images) for encoder in self.encoders.values()], dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=embeds_NLH, pooler_output=list(embeds_NLH))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        image_tokens: torch.Tensor | None = None,
+        feature_pixel_values: torch.Tensor | None = None,
+        images: BaseModelOutputWithPooling | None = None,
+        image_orders: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Puts image embeddings where the placeholders are, row by row from left to right."""
-        features = [] if images is None else images.pooler_output
-        if input_ids is None:
-            slot = torch.tensor(self.config.image_token_id, device=embeds_BTH.device)
-            slots_BT = (embeds_BTH == self.get_input_embeddings()(slot)).all(-1)  # the module: Gemma's scales its rows
-        else:
-            slots_BT = input_ids == self.config.image_token_id
-        num_slots, num_features = int(slots_BT.sum()), sum(map(len, features))
-        if num_slots != num_features:
-            raise ValueError(
-                f"{num_slots} image slots in the sequence, but the images have {num_features} tokens: "
-                "pass the images the text was made with, at the same size"
-            )
-        if not features:
-            return embeds_BTH
-        filled_NH = torch.cat(features).to(embeds_BTH.device, embeds_BTH.dtype)
-        return embeds_BTH.masked_scatter(slots_BT[..., None], filled_NH)
+        """Inputs of the language model [B, T, H]: ids embedded, placeholders filled, places told.
+
+        Args:
+            image_tokens: of all images that have slots, by place.
+            feature_pixel_values: of all images that have feature placeholders.
+            images: instead of both, everything already embedded by `get_image_features`.
+            image_orders: [N, L], in what order an image's tokens stand in its slots; raster by default.
+        """
+        embeds_BTH = self.get_input_embeddings()(input_ids)
+        slots_BT = input_ids == self.config.image_token_id
+        features_BT = input_ids == self.config.image_feature_token_id
+        if images is not None:
+            embeds_BTH = fill(embeds_BTH, slots_BT | features_BT, torch.cat(images.pooler_output), "image")
+            return self.with_places(embeds_BTH, places_of_slots(slots_BT))
+        tokens_embedded = features_embedded = embeds_BTH.new_zeros(0, embeds_BTH.shape[-1])
+        if image_tokens is not None:
+            if image_orders is not None:
+                check_order(image_orders, image_tokens.shape[1])
+                image_tokens = put_in_order(image_tokens, image_orders)
+            tokens_embedded = self.embed_image_tokens(image_tokens).flatten(0, 1)
+        if feature_pixel_values is not None:
+            view = ImageBatch(None, self.embed_image_tokens, feature_pixel_values)
+            features_embedded = self.encoders["features"](view).flatten(0, 1)
+        embeds_BTH = fill(embeds_BTH, slots_BT, tokens_embedded, "image")
+        embeds_BTH = fill(embeds_BTH, features_BT, features_embedded, "feature")
+        return self.with_places(embeds_BTH, places_of_slots(slots_BT, image_orders))
+
+    def with_places(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor) -> torch.Tensor:
+        """Adds the places of the slots themselves, and of the slots that follow."""
+        return self.image_order(embeds_BTH, own_BT, next_places(own_BT))
 
     @can_return_tuple
     def forward(
@@ -135,20 +165,26 @@ class UnifiedModel(UnifiedPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         pixel_values: torch.FloatTensor | None = None,
-        image_tokens: torch.LongTensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        feature_pixel_values: torch.FloatTensor | None = None,
+        image_orders: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B, T, H]. Images come as pixels [N, C, H, W], as tokens [N, L], or already embedded."""
+        """Hidden states [B, T, H]. Images come as pixels, as tokens, or already embedded; see `embed`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, and not both")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
         images = (mm_encoder_outputs or {}).get("image")
-        if images is None and (pixel_values is not None or image_tokens is not None):
-            images = self.get_image_features(pixel_values, image_tokens, return_dict=True)
-        if images is not None or input_ids is not None:
-            inputs_embeds = self.fill_slots(inputs_embeds, input_ids, images)
+        if image_tokens is None and pixel_values is not None:
+            image_tokens = self.encode_images(pixel_values)
+        if input_ids is not None:
+            inputs_embeds = self.embed(input_ids, image_tokens, feature_pixel_values, images, image_orders)
+        elif images is not None or image_tokens is not None or feature_pixel_values is not None:
+            images = images or self.get_image_features(None, image_tokens, feature_pixel_values, return_dict=True)
+            slots_BT = self.embeds_of(self.config.image_token_id, inputs_embeds)
+            features_BT = self.embeds_of(self.config.image_feature_token_id, inputs_embeds)
+            inputs_embeds = fill(inputs_embeds, slots_BT | features_BT, torch.cat(images.pooler_output), "image")
+            inputs_embeds = self.with_places(inputs_embeds, places_of_slots(slots_BT))
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -157,6 +193,24 @@ class UnifiedModel(UnifiedPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+
+    def embeds_of(self, token_id: int, embeds_BTH: torch.Tensor) -> torch.Tensor:
+        """Where the embedding of a placeholder stands, bool [B, T]."""
+        ids = torch.tensor(token_id, device=embeds_BTH.device)
+        return (embeds_BTH == self.get_input_embeddings()(ids)).all(-1)  # the module: Gemma's scales its rows
+
+
+def fill(embeds_BTH: torch.Tensor, holes_BT: torch.Tensor, filling_NH: torch.Tensor, kind: str) -> torch.Tensor:
+    """Puts image embeddings where the placeholders are, row by row from left to right."""
+    holes = int(holes_BT.sum())
+    if holes != len(filling_NH):
+        raise ValueError(
+            f"{holes} {kind} slots in the sequence, but the images have {len(filling_NH)} tokens: "
+            "pass the images the text was made with, at the same size"
+        )
+    if not holes:
+        return embeds_BTH
+    return embeds_BTH.masked_scatter(holes_BT[..., None], filling_NH.to(embeds_BTH.device, embeds_BTH.dtype))
 
 
 class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationMixin):
@@ -169,7 +223,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
     def __init__(self, config: UnifiedConfig):
         super().__init__(config)
         self.model = UnifiedModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.text_config)
         self.post_init()
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -181,7 +235,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         """Image tokens [N, L] of pixels [N, C, H, W] in [-1, 1]."""
         return self.model.encode_images(pixel_values)
 
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor | None = None, **kwargs) -> BaseModelOutputWithPooling:
         return self.model.get_image_features(pixel_values, **kwargs)
 
     @torch.no_grad()
@@ -202,7 +256,9 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         pixel_values: torch.FloatTensor | None = None,
-        image_tokens: torch.LongTensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        feature_pixel_values: torch.FloatTensor | None = None,
+        image_orders: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         skip_logits: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -214,7 +270,10 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         Args:
             labels: [B, T], -100 where nothing is predicted, the slot's id where an image token is.
             pixel_values: images [N, C, H, W] in [-1, 1], in the order of their slots over the batch.
-            image_tokens: their tokens [N, L], computed before, instead of pixels.
+            image_tokens: their tokens [N, L] or [N, L, D], by place, computed before, instead of pixels.
+            feature_pixel_values: images as the vision tower is shown them, in the order of their placeholders.
+            image_orders: [N, L], in what order the tokens of each image stand in its slots. By default the model's own
+                order for images that are predicted, raster for those that are read.
             skip_logits: leave out the logits, which for a large vocabulary cost more than the model; by default in
                 training with labels.
             num_items_in_batch: what the summed losses are divided by; by default the number of predicted tokens.
@@ -223,6 +282,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             raise ValueError("shift_labels are not supported, hence no context parallelism: pass labels")
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.encode_images(pixel_values)
+        if image_orders is None and labels is not None and image_tokens is not None and input_ids is not None:
+            image_orders = self.orders_of(input_ids, labels, image_tokens)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -231,6 +292,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             image_tokens=image_tokens,
+            feature_pixel_values=feature_pixel_values,
+            image_orders=image_orders,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
@@ -240,6 +303,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             last = isinstance(logits_to_keep, int)  # 0 keeps all, since slice(-0, None) does
             logits = self.lm_head(hidden_BTH[:, slice(-logits_to_keep, None) if last else logits_to_keep])
         if labels is not None:
+            if image_orders is not None:
+                image_tokens = put_in_order(image_tokens, image_orders)
             text_loss, image_loss = self.losses(hidden_BTH, labels, input_ids, image_tokens)
             predicted = max(1, len(text_loss) + len(image_loss)) if num_items_in_batch is None else num_items_in_batch
             loss = (text_loss.sum() + image_loss.sum()) / predicted
@@ -253,6 +318,18 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             image_loss=image_loss,
         )
 
+    def orders_of(
+        self, input_ids: torch.Tensor, labels_BT: torch.Tensor, image_tokens: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The model's own order for images with labels, raster for the others, int64 [N, L]."""
+        count, length = image_tokens.shape[:2]
+        slots_BT = input_ids == self.config.image_token_id
+        if int(slots_BT.sum()) != count * length:
+            return None  # a mistake that `fill` names
+        written_N1 = labels_BT[slots_BT].view(count, length)[:, :1] == self.config.image_token_id
+        drawn_NL = self.model.image_order.draw(count, length, written_N1.device)
+        return torch.where(written_N1, drawn_NL, torch.arange(length, device=written_N1.device))
+
     def losses(
         self,
         hidden_BTH: torch.Tensor,
@@ -260,7 +337,10 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         input_ids: torch.Tensor | None,
         image_tokens: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unreduced losses of the text and of the image tokens that `labels_BT` asks for."""
+        """Unreduced losses of the text and of the image tokens that `labels_BT` asks for.
+
+        `image_tokens` are given as they stand in the slots.
+        """
         before_BTH, next_BT = hidden_BTH[:, :-1], labels_BT[:, 1:].to(hidden_BTH.device)
         drawn_BT = next_BT == self.config.image_token_id
         text_BT = (next_BT != -100) & ~drawn_BT

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
 
 from modeling_unified import heads_unified
 from modeling_unified.configuration_unified import PARTS
-from modeling_unified.generation_unified import IMAGE_SAMPLING
-from modeling_unified.heads_unified import HEADS, CategoricalHead, draw, token_losses, warpers
+from modeling_unified.heads_unified import HEADS, CategoricalHead, LanguageHead, draw, token_losses, warpers
 
-GREEDY = IMAGE_SAMPLING | {"do_sample": False}
-HIDDEN = 12
+SAMPLING = CategoricalHead.sampling_defaults
+GREEDY = SAMPLING | {"do_sample": False}
+HIDDEN = 32
 
 
 def generators(count: int, first: int = 0) -> list[torch.Generator]:
@@ -32,7 +33,7 @@ def head(tiny_config):
 
 @pytest.fixture
 def lm_head(tiny_config):
-    return nn.Linear(HIDDEN, tiny_config.text_config.vocab_size, bias=False)
+    return LanguageHead(tiny_config.text_config)
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_rows_of_inactive_codes_are_in_the_softmax_or_not(make_tiny_config, lm_h
 
 def test_inactive_codes_and_mask_are_never_drawn(head, lm_head, hidden_NH):
     activate(head, 1, 8)
-    hot = IMAGE_SAMPLING | {"temperature": 100.0}
+    hot = SAMPLING | {"temperature": 100.0}
     drawn = torch.cat(
         [head.sample(hidden_NH, lm_head, hot, generators=generators(9, first=9 * i)) for i in range(40)]
         + [head.sample(hidden_NH, lm_head, hot, null_hidden_NH=-hidden_NH) for _ in range(10)]
@@ -154,7 +155,7 @@ def test_a_model_without_any_active_code_does_not_draw(head, lm_head, hidden_NH)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, 7.5])
 def test_guidance_is_the_formula(head, lm_head, hidden_NH, scale):
     null_NH = torch.randn_like(hidden_NH)
-    sampling = IMAGE_SAMPLING | {"guidance_scale": scale}
+    sampling = SAMPLING | {"guidance_scale": scale}
     cond, null = (code_logits(head, lm_head, x).double() for x in (hidden_NH, null_NH))
     guided = (null + scale * (cond - null)).float()
     drawn = head.sample(hidden_NH, lm_head, sampling, null_NH, generators(9))
@@ -174,27 +175,27 @@ def test_guidance_of_one_is_the_condition_and_of_zero_its_absence(head, lm_head,
 
 def test_only_the_rows_of_the_codes_are_multiplied(head, lm_head, hidden_NH):
     with FlopCounterMode(display=False) as counter:
-        before = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, generators=generators(9))
+        before = head.sample(hidden_NH, lm_head, SAMPLING, generators=generators(9))
     assert counter.get_total_flops() == 2 * 9 * HIDDEN * head.num_codes
     with torch.no_grad():
         lm_head.weight[: head.code_offset] = torch.nan
-    assert torch.equal(head.sample(hidden_NH, lm_head, IMAGE_SAMPLING, generators=generators(9)), before)
+    assert torch.equal(head.sample(hidden_NH, lm_head, SAMPLING, generators=generators(9)), before)
 
 
 def test_top_k_and_top_p_and_temperature(head, lm_head, hidden_NH):
     logits_NK = code_logits(head, lm_head, hidden_NH)
     ranked_NK = logits_NK.argsort(-1, descending=True)
-    hot = IMAGE_SAMPLING | {"temperature": 50.0}
+    hot = SAMPLING | {"temperature": 50.0}
     for sampling, allowed in (
         (hot | {"top_k": 3}, 3),
         (hot | {"top_k": 1}, 1),
-        (IMAGE_SAMPLING | {"top_p": 1e-6}, 1),
-        (IMAGE_SAMPLING | {"temperature": 1e-4}, 1),
+        (SAMPLING | {"top_p": 1e-6}, 1),
+        (SAMPLING | {"temperature": 1e-4}, 1),
     ):
         for i in range(30):
             drawn_N = head.sample(hidden_NH, lm_head, sampling, generators=generators(9, first=100 * i))
             assert (ranked_NK[:, :allowed] == drawn_N[:, None]).any(-1).all()
-    assert not list(warpers(IMAGE_SAMPLING))  # the defaults change nothing
+    assert not list(warpers(SAMPLING))  # the defaults change nothing
 
 
 def test_greedy_is_the_greatest(head, lm_head, hidden_NH):
@@ -239,7 +240,7 @@ def test_half_precision_weights(head, lm_head, hidden_NH):
     assert losses_N.dtype == torch.float32
     expected_N = F.cross_entropy(lm_head(hidden_NH).float(), codes_N + head.code_offset, reduction="none")
     torch.testing.assert_close(losses_N, expected_N)
-    drawn_N = head.sample(hidden_NH, lm_head, IMAGE_SAMPLING | {"guidance_scale": 2.0}, -hidden_NH, generators(9))
+    drawn_N = head.sample(hidden_NH, lm_head, SAMPLING | {"guidance_scale": 2.0}, -hidden_NH, generators(9))
     assert drawn_N.dtype == torch.int64 and 0 <= drawn_N.min() and drawn_N.max() < head.num_codes
 
 
@@ -247,3 +248,37 @@ def test_a_uniform_prediction_costs_the_logarithm_of_the_open_vocabulary(head, l
     activate(head, 0, 1)
     losses_N = head.loss(torch.zeros_like(hidden_NH), torch.zeros(9, dtype=torch.long), lm_head)
     torch.testing.assert_close(losses_N, torch.full((9,), math.log(head.code_offset + 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("guidance_scale", -0.5), ("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5)]
+)
+def test_bad_settings_are_refused(head, name, value):
+    head.check_sampling(SAMPLING)
+    with pytest.raises(ValueError, match=f"{name} {value} must"):
+        head.check_sampling(SAMPLING | {name: value})
+
+
+def test_reset_parameters_activates_all_codes_unless_they_were_loaded(head):
+    activate(head, 3)
+    head.active_codes._is_hf_initialized = True
+    head.reset_parameters()
+    assert int(head.active_codes.sum()) == 1
+    del head.active_codes._is_hf_initialized
+    head.reset_parameters()
+    assert bool(head.active_codes.all())
+
+
+def test_logits_are_capped_as_those_of_the_backbone_family(make_tiny_config):
+    """Gemma-2: our `lm_head` on its hidden states gives its own logits, all rows or some."""
+    text_config = make_tiny_config().text_config.to_dict() | {"model_type": "gemma2", "head_dim": 8}
+    config = make_tiny_config(text_config=text_config).text_config
+    config.final_logit_softcapping = 0.5  # far below the logits, so that it is seen
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    ours = LanguageHead(config)
+    ours.weight = theirs.lm_head.weight
+    output = theirs(torch.arange(5)[None], output_hidden_states=True)
+    hidden_NH = output.hidden_states[-1][0]
+    torch.testing.assert_close(ours(hidden_NH), output.logits[0])
+    torch.testing.assert_close(ours.rows_from(7, hidden_NH), output.logits[0, :, 7:])
+    assert output.logits.abs().max() < 0.5 and LanguageHead(make_tiny_config().text_config).cap is None

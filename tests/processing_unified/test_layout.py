@@ -4,7 +4,8 @@ import pytest
 
 from processing_unified.layout_unified import IGNORE_INDEX, Span, SpecialIds, lay_out, read_back, split_into_spans
 
-IDS = SpecialIds(sos=1, eos=2, soi=3, eoi=4, slot=6)
+IDS = SpecialIds(sos=1, eos=2, soi=3, eoi=4, slot=6, feature=7)
+MASK = 5
 DOT = IGNORE_INDEX
 
 
@@ -23,10 +24,14 @@ def text(string):
 IMAGE = {"type": "image", "image": object()}
 
 
-def laid_out(*messages):
-    """Each character is its code point, each image two slots."""
-    contents = {"text": lambda c: [ord(x) for x in c], "image": lambda c: 2, "end": lambda c: None}
-    return lay_out([s._replace(content=contents[s.kind](s.content)) for s in split_into_spans(messages)], IDS)
+def laid_out(*messages, read=(6, 6), written=(6, 6)):
+    """Each character is its code point, each image two slots if nothing else is said."""
+    contents = {
+        "text": lambda span: [ord(x) for x in span.content],
+        "image": lambda span: list(written if span.written else read),
+        "end": lambda span: None,
+    }
+    return lay_out([s._replace(content=contents[s.kind](s)) for s in split_into_spans(messages)], IDS)
 
 
 A, B, NEWLINE = ord("a"), ord("b"), ord("\n")
@@ -69,6 +74,21 @@ def test_layout(messages, input_ids, labels):
     assert laid_out(*messages) == (input_ids, labels)
 
 
+def test_an_image_read_through_features():
+    assert laid_out(user(IMAGE), assistant(text("aba")), read=(7, 7)) == (
+        [1, 3, 7, 7, 4, A, B, A, 2],
+        [DOT, DOT, DOT, DOT, DOT, A, B, A, 2],
+    )
+
+
+def test_editing_is_laid_out_as_drawn():
+    messages = user(IMAGE, text("aba")), assistant(IMAGE)
+    assert laid_out(*messages, read=(7, 7, 6, 6, 6, 6), written=(6, 6, 6, 6)) == (
+        [1, 3, 7, 7, 6, 6, 6, 6, 4, A, B, A, 3, 6, 6, 6, 6, 4, 2],
+        [DOT] * 12 + [3, 6, 6, 6, 6, 4, 2],
+    )
+
+
 def test_a_string_is_one_text_part():
     assert laid_out({"role": "assistant", "content": "ab"}) == laid_out(assistant(text("ab")))
 
@@ -97,6 +117,14 @@ def test_read_back_tells_given_images_from_written_ones():
         Span("image", True, [70, 71]),
         Span("text", False, [B, 2]),
     ]
+
+
+@pytest.mark.parametrize("given", [[6, 6], [7, 7], [7, 7, 6, 6], [6, 6, 7, 7]])
+@pytest.mark.parametrize("written", [[70, 71], [MASK, MASK]], ids=["codes", "vectors"])
+def test_read_back_with_every_kind_of_placeholder(given, written):
+    spans = read_back([1, 3, *given, 4, 3, *written, 4, A], IDS)
+    images = [span for span in spans if span.kind == "image"]
+    assert images == [Span("image", False, given), Span("image", True, written)]
 
 
 def test_read_back_refuses_half_an_image():

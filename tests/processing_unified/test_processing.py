@@ -1,8 +1,10 @@
 """The processor: prompts, training batches, and outputs back to text and images. Fixtures are in conftest.py."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,17 @@ from PIL import Image
 
 from processing_unified import UnifiedImageProcessor, UnifiedProcessor
 
-SLOT = "<|image_slot|>"
+SLOT, FEATURE = "<|image_slot|>", "<|image_feature|>"
 L = 16  # slots of an 8x8 image at stride 2
+M = 4  # features of an 8x8 image at stride 4
+READ = {  # image inputs -> what a read image is between [SOI] and [EOI]
+    ("codes",): "s" * L,
+    ("latents",): "s" * L,
+    ("features",): "f" * M,
+    ("features", "latents"): "f" * M + "s" * L,
+    ("codes", "features"): "s" * L + "f" * M,
+}
+WITH_FEATURES = [inputs for inputs in READ if "features" in inputs]
 
 
 def user(*parts):
@@ -26,12 +37,30 @@ def assistant(*parts):
 def part(value):
     if isinstance(value, str):
         return {"type": "text", "text": value}
+    if isinstance(value, dict):
+        return {"type": "image", **value}
     return {"type": "image", ("image" if isinstance(value, Image.Image) else "image_tokens"): value}
 
 
 def decode(processor, ids):
     """Ids as text, runs of slots as one `*`."""
     return processor.tokenizer.decode(ids).replace(SLOT * L, "*")
+
+
+def spell(processor, ids):
+    """Ids as text, each slot an `s`, each feature an `f`."""
+    return processor.tokenizer.decode(ids).replace(SLOT, "s").replace(FEATURE, "f")
+
+
+@pytest.fixture
+def make_processor(tiny_tokenizer):
+    def make(image_inputs, **arguments):
+        image_processor = UnifiedImageProcessor(size={"height": 8, "width": 8}, stride=2)
+        return UnifiedProcessor(
+            image_processor, tiny_tokenizer, image_inputs=image_inputs, **{"feature_stride": 4, **arguments}
+        )
+
+    return make
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------
@@ -198,6 +227,176 @@ def test_a_prompt_is_the_beginning_of_its_training_sequence(tiny_processor, make
     assert (batch["labels"][0, :length] == -100).all() and (batch["labels"][0, length:] != -100).all()
 
 
+# --- what an image is read through ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("image_inputs", READ)
+def test_placeholders_of_a_prompt(make_processor, make_image, image_inputs):
+    processor = make_processor(image_inputs)
+    images = [make_image(seed) for seed in range(3)]
+    inputs = processor(images=images, text=[f"{SLOT}a{SLOT}", SLOT])
+    read = f"[SOI]{READ[image_inputs]}[EOI]"
+    rows = [spell(processor, ids[mask.bool()]) for ids, mask in zip(*list(inputs.values())[:2], strict=True)]
+    assert rows == [f"[SOS]{read}a{read}", f"[SOS]{read}"]
+    expected = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    views = set()
+    views |= {"pixel_values"} if "s" in read else set()
+    views |= {"feature_pixel_values"} if "f" in read else set()
+    assert set(inputs) == {"input_ids", "attention_mask", *views} <= set(processor.model_input_names)
+    assert ("feature_pixel_values" in processor.model_input_names) == ("f" in read)
+    assert all(torch.equal(inputs[view], expected) for view in views)
+    assert set(processor(images=images)) == views
+
+
+@pytest.mark.parametrize("image_inputs", READ)
+def test_placeholders_and_labels_of_training(make_processor, make_image, image_inputs):
+    processor = make_processor(image_inputs)
+    a, b, c = (make_image(seed) for seed in range(3))
+    batch = processor.encode_conversations([[user(a, "a cat"), assistant(b)], [user(c), assistant("two")]])
+    read, text = READ[image_inputs], len(processor.tokenizer("a cat", add_special_tokens=False)["input_ids"])
+    assert spell(processor, batch["input_ids"][0]) == f"[SOS][SOI]{read}[EOI]a cat[SOI]{'s' * L}[EOI][EOS]"
+    assert spell(processor, batch["input_ids"][1]).startswith(f"[SOS][SOI]{read}[EOI]two[EOS]")
+    given = 1 + 1 + len(read) + 1 + text
+    assert (batch["labels"][0, :given] == -100).all()
+    assert batch["labels"][0, given:].tolist() == batch["input_ids"][0, given:].tolist()
+    assert len(batch["labels"][0, given:]) == 1 + L + 1 + 1
+    views = {"pixel_values": [a, b, c] if "s" in read else [b], "feature_pixel_values": [a, c] if "f" in read else []}
+    for key, images in views.items():
+        assert (key in batch) == bool(images)
+        if images:
+            assert torch.equal(batch[key], processor.image_processor(images, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("image_inputs", WITH_FEATURES)
+def test_training_and_chat_template_give_the_same_reading(make_processor, make_image, image_inputs):
+    processor = make_processor(image_inputs)
+    for conversation in (
+        [user(make_image(), "how many cats?"), assistant("two")],
+        [user("both", make_image(1), make_image(2)), assistant("a"), user(make_image(3), "again"), assistant("b")],
+    ):
+        chat = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
+        batch = processor.encode_conversations([conversation])
+        assert set(batch) == {*chat, "labels"}
+        assert all(torch.equal(batch[key], chat[key]) for key in chat)
+
+
+@pytest.mark.parametrize("image_inputs", WITH_FEATURES)
+def test_an_editing_prompt_is_the_beginning_of_its_training_sequence(make_processor, make_image, image_inputs):
+    processor = make_processor(image_inputs)
+    prompt = [user(make_image(), "add a cat")]
+    inputs = processor.apply_chat_template(
+        prompt, tokenize=True, return_dict=True, add_generation_prompt=True, generation_mode="image"
+    )
+    batch = processor.encode_conversations([[*prompt, assistant(make_image(1))]])
+    length = inputs["input_ids"].shape[1]
+    assert batch["input_ids"][0, :length].tolist() == inputs["input_ids"][0].tolist()
+    assert spell(processor, batch["input_ids"][0, length:]) == f"[SOI]{'s' * L}[EOI][EOS]"
+    assert torch.equal(batch["feature_pixel_values"], inputs["feature_pixel_values"])
+
+
+def test_both_views_go_through_a_pipeline(make_processor, make_image):
+    inputs = make_processor(["features", "latents"]).apply_chat_template(
+        [user(make_image(), "how many?")], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    inputs = inputs.to(dtype=torch.bfloat16)
+    assert inputs["pixel_values"].dtype == inputs["feature_pixel_values"].dtype == torch.bfloat16
+
+
+def test_the_view_for_features_has_its_own_size(make_processor, make_image):
+    size = {"height": 12, "width": 8}
+    processor = make_processor(["features", "latents"], feature_size=size)
+    view = processor.image_processor(make_image(), size=size, stride=4, return_tensors="pt")["pixel_values"]
+    for arguments, num_slots in (({}, L), ({"size": {"height": 4, "width": 4}}, 4), ({"do_resize": False}, L)):
+        inputs = processor(images=make_image(), text=SLOT, **arguments)
+        assert spell(processor, inputs["input_ids"][0]) == f"[SOS][SOI]{'f' * 6}{'s' * num_slots}[EOI]"
+        assert torch.equal(inputs["feature_pixel_values"], view)
+    batch = processor.encode_conversations([[user(make_image()), assistant("a")]])
+    assert torch.equal(batch["feature_pixel_values"], view) and batch["pixel_values"].shape == (1, 3, 8, 8)
+
+
+def test_features_alone_need_no_size_that_the_codec_can_take(make_processor, make_image):
+    processor = make_processor(["features"], feature_stride=3)
+    inputs = processor(images=make_image(), text=SLOT, size={"height": 9, "width": 9})
+    assert spell(processor, inputs["input_ids"][0]) == f"[SOS][SOI]{'f' * 9}[EOI]"
+
+
+@pytest.mark.parametrize("image_inputs", READ)
+def test_tokens_fill_the_slots_and_pixels_the_features(make_processor, make_image, image_inputs):
+    processor = make_processor(image_inputs)
+    vectors = [torch.randn(L, 3, dtype=torch.bfloat16), np.random.default_rng(0).normal(size=(L, 3))]
+    source, target = ({"image": make_image(i), "image_tokens": vectors[i]} for i in range(2))
+    batch = processor.encode_conversations([[user(source, "a"), assistant(target)]])
+    by_pixels = processor.encode_conversations([[user(make_image(), "a"), assistant(make_image(1))]])
+    assert torch.equal(batch["input_ids"], by_pixels["input_ids"]) and "pixel_values" not in batch
+    expected = torch.stack([torch.as_tensor(tokens).float() for tokens in vectors])
+    assert torch.equal(batch["image_tokens"], expected if "s" in READ[image_inputs] else expected[1:])
+    assert ("feature_pixel_values" in batch) == ("features" in image_inputs)
+    if "features" in image_inputs:
+        assert torch.equal(batch["feature_pixel_values"], by_pixels["feature_pixel_values"])
+
+
+def test_an_image_that_is_only_read_through_features_has_no_say_over_the_slots(make_processor, make_image):
+    batch = make_processor(["features"]).encode_conversations(
+        [[user(make_image(), "a"), assistant(np.arange(L))], [user(make_image(1)), assistant("b")]]
+    )
+    assert batch["image_tokens"].tolist() == [list(range(L))] and batch["feature_pixel_values"].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "image_inputs, arguments, message",
+    [
+        (["features"], {"feature_stride": None}, r"image_inputs is \['features'\], but feature_stride is None"),
+        (["pixels"], {}, r"image_inputs holds \['pixels'\]: choose of codes, latents, features"),
+        ([], {}, r"image_inputs is \[\]"),
+        (["codes", "latents"], {}, r"image_inputs is \['codes', 'latents'\]: an image has slots once"),
+        (["features"], {"feature_size": {"height": 8, "width": 10}}, "'width': 10}, feature_stride is 4"),
+        (["features"], {"feature_size": {"height": 8}}, "'height': 8}, feature_stride is 4"),
+        (["features"], {"feature_size": 8}, "feature_size is 8, feature_stride is 4"),
+    ],
+)
+def test_image_inputs_that_make_no_sense_are_refused(make_processor, image_inputs, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(image_inputs, **arguments)
+
+
+@pytest.mark.parametrize(
+    "image_inputs, row, message",
+    [
+        (["features"], [user(np.arange(4)), assistant("a")], "image 0 .* by image_tokens: pass `image` as well"),
+        (["features", "latents"], [user(np.ones((4, 2))), assistant("a")], "image 0 .* pass `image` as well"),
+        (["features"], [user({}), assistant("a")], "image 0 of the batch is given by nothing"),
+        (
+            ["features"],
+            [user(Image.new("RGB", (8, 8))), assistant(np.arange(4), Image.new("RGB", (8, 8)))],
+            "image 2 of the batch is given by image, image 1 by image_tokens",
+        ),
+        (["latents"], [assistant(np.ones((4, 2)), np.ones((4, 3)))], r"image 1 .*\[4, 3\].* image 0 have \[4, 2\]"),
+        (["latents"], [assistant(np.ones((4, 2)), np.arange(4))], r"image 1 .*\[4\].* image 0 have \[4, 2\]"),
+        (["features"], [user("a"), assistant({}), user(FEATURE)], "image 0 of the batch is given by nothing"),
+        (["features"], [user(FEATURE)], "conversation 0 writes .*image_feature.* out"),
+        (["features"], [user(Image.new("RGB", (8, 8)), {"image": "no.png"})], r"image 1 \(no.png\) cannot be read"),
+    ],
+)
+def test_bad_images_of_a_features_model_are_named(make_processor, image_inputs, row, message):
+    with pytest.raises(ValueError, match=message):
+        make_processor(image_inputs).encode_conversations([row])
+
+
+def test_a_view_that_the_feature_stride_does_not_divide_is_refused(make_processor, make_image):
+    processor = make_processor(["features", "latents"])
+    with pytest.raises(ValueError, match="view for features: image 0 would be 8x6 .* stride of 4"):
+        processor(images=make_image(), text=SLOT, size={"height": 8, "width": 6})
+
+
+def test_features_count_for_the_context(make_processor, make_image):
+    processor = make_processor(["features"])
+    with pytest.raises(ValueError, match="image_feature"):
+        processor(images=make_image(), text=SLOT + "a", truncation=True, max_length=5)
+    processor.tokenizer.model_max_length = 7
+    with pytest.raises(ValueError, match="text 0 has 8 tokens with its images, but the model takes 7"):
+        processor(images=make_image(), text=SLOT + "a")
+
+
 # --- training batches ----------------------------------------------------------------------------------------------
 
 
@@ -326,6 +525,20 @@ def test_output_that_disagrees_with_its_images_is_refused(tiny_processor):
         tiny_processor.post_process_multimodal_output([row], generation_mode="video")
 
 
+def test_generated_vectors_have_no_text(make_processor, make_image):
+    processor = make_processor(["features"])
+    tokenizer = processor.tokenizer
+    frame = [tokenizer.boi_token_id], [tokenizer.eoi_token_id]
+    given = [*frame[0], *[tokenizer.image_feature_token_id] * M, *frame[1]]
+    drawn = [*frame[0], *[tokenizer.mask_token_id] * L, *frame[1]]
+    words = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("one", "two")]
+    row = [tokenizer.bos_token_id, *given, *words[0], *drawn, *words[1], tokenizer.eos_token_id]
+    assert processor.post_process_image_text_to_text([row]) == ["onetwo"]
+    (pixels,) = processor.image_processor(make_image(), return_tensors="pt")["pixel_values"]
+    (parts,) = processor.post_process_multimodal_output([row], images=[[pixels]], generation_mode="interleaved")
+    assert (parts[0], parts[2]) == ("one", "two") and np.array_equal(parts[1], make_image())
+
+
 # --- construction, saving ------------------------------------------------------------------------------------------
 
 
@@ -342,6 +555,40 @@ def test_a_tokenizer_without_the_special_tokens_is_refused():
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="[PAD]")
     with pytest.raises(ValueError, match="no bos_token, eos_token, mask_token, boi_token"):
         UnifiedProcessor(UnifiedImageProcessor(), plain)
+
+
+def test_how_images_are_read_is_saved(make_processor, make_image, tmp_path):
+    import modeling_unified  # noqa: F401  # registers the image processor's class
+
+    size = {"height": 12, "width": 8}
+    processor = make_processor(["features", "latents"], feature_size=size)
+    processor.save_pretrained(tmp_path)
+    again = UnifiedProcessor.from_pretrained(tmp_path)
+    assert (again.image_inputs, again.feature_stride, again.feature_size) == (["features", "latents"], 4, size)
+    inputs, reloaded = (p(images=make_image(), text=SLOT) for p in (processor, again))
+    assert set(inputs) == set(reloaded) and all(torch.equal(inputs[key], reloaded[key]) for key in inputs)
+
+
+def test_a_processor_saved_before_there_were_features_loads(tiny_tokenizer, make_image, tmp_path):
+    import modeling_unified  # noqa: F401
+
+    card = Path(__file__).parents[2] / "model_cards" / "ugen-spark"
+    config = json.loads((card / "processor_config.json").read_text())
+    for name in ("image_inputs", "feature_stride", "feature_size"):
+        config.pop(name, None)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    shutil.copy(card / "chat_template.jinja", tmp_path)
+    processor = UnifiedProcessor.from_pretrained(tmp_path)
+    assert (processor.image_inputs, processor.image_stride) == (["codes"], 8)
+    conversation = [user(make_image(0, 50, 70), "how many?"), assistant("two", make_image(1))]
+    chat = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)
+    batch = processor.encode_conversations([conversation])
+    image = f"[SOI]{'s' * 64}[EOI]"
+    assert spell(processor, chat["input_ids"][0]) == f"[SOS]{image}how many?\ntwo{image}[EOS]"
+    assert set(chat) == {"input_ids", "attention_mask", "pixel_values"} == set(batch) - {"labels"}
+    assert all(torch.equal(batch[key], chat[key]) for key in chat)
+    assert processor.model_input_names == ["pixel_values", "input_ids", "attention_mask"]
 
 
 def test_saved_and_loaded_without_the_package(tiny_processor, make_image, tmp_path):

@@ -36,6 +36,14 @@ def test_an_unfinished_run_is_refused(tiny_model, tmp_path):
         release(tmp_path, tmp_path / "card", {})
 
 
+@pytest.mark.parametrize("sampling", [{"num_inference_steps": 5}, {"guidance_scale": -1.0}])
+def test_settings_that_the_head_does_not_take_are_refused(tiny_model, tiny_processor, tmp_path, sampling):
+    write_run(tmp_path / "run", tiny_model, tiny_processor, "spark/ugen")
+    with pytest.raises(ValueError, match=next(iter(sampling))):
+        release(tmp_path / "run", tmp_path / "card", sampling)
+    assert not (tmp_path / "card").exists()
+
+
 def test_weights_beyond_half_precision_are_refused():
     assert half("a", torch.tensor([True])).dtype == torch.bool
     with pytest.raises(ValueError, match="lm_head holds values up to 1e\\+05, beyond float16"):

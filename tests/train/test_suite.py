@@ -13,6 +13,7 @@ from PIL import Image
 
 from eval.facts import HANDS, Scene, facts_from_json, facts_of, parse, vocabulary
 from train import suite
+from train.edits import EDIT_KINDS, Edit
 from train.held_out import HeldOut
 from train.scenes import Drawings, render
 
@@ -93,6 +94,19 @@ def test_no_count_wins_by_always_saying_one():
     assert counts["one"] < 0.4 * counts.total()
 
 
+def test_editing_has_as_many_edits_of_every_kind(held_out):
+    rows = rows_of("editing")
+    counts = Counter((row["kind"], row["split"]) for row in rows)
+    assert counts == {(kind, split): suite.EDITING_ITEMS for kind in EDIT_KINDS for split in suite.SPLITS}
+    assert len({(row["split"], row["source"], row["target"]) for row in rows}) == len(rows)
+    for row in rows:
+        source, target = (Scene.from_json(row[key]) for key in ("source", "target"))
+        Edit(row["kind"], source, row["instruction"], target)
+        shown = held_out.shown_by(target) | (held_out.shown_by(source) if row["split"] == "seen" else set())
+        assert bool(shown) == (row["split"] == "held_out")
+        assert set(source.objects) & set(target.objects), f"nothing stays in {row['id']}"
+
+
 def test_references_are_every_drawing_in_both_sizes(drawings):
     rows = rows_of("references")
     keys = {(row["concept"], row["hand"], row["large"]) for row in rows}
@@ -105,9 +119,19 @@ def test_committed_items_are_what_the_script_draws(held_out):
     scenes = suite.describing_scenes(held_out)
     assert suite.drawing_items(held_out) == rows_of("drawing")
     assert suite.answering_items(scenes) == rows_of("answering")
+    assert suite.editing_items(held_out) == rows_of("editing")
     assert {k: json.loads(s.to_json()) for k, s in scenes.items()} == {
         row["id"]: json.loads(row["scene"]) for row in rows_of("describing")
     }
+
+
+def test_exporting_again_gives_the_committed_files(tmp_path):
+    """To the byte, with the packages of constraints.txt: a new part of the suite leaves the old ones as they are."""
+    suite.export(tmp_path)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted(path.name for path in DATA.iterdir())
+    changed = [name for name in written if (tmp_path / name).read_bytes() != (DATA / name).read_bytes()]
+    assert not changed, f"{changed} differ from what `python -m train.suite --output eval/data` writes"
 
 
 def test_files_are_small_enough_to_commit():

@@ -1,0 +1,1 @@
+"""Speed against straightforward implementations: `python -m benchmarks.NAME`. Not part of the wheel."""
