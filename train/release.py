@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = argparse.ArgumentParser(prog="python -m train.release", description=__doc__.splitlines()[0])
     arguments.add_argument("--run", required=True, type=Path, help="folder of a finished run")
     arguments.add_argument("--output", required=True, type=Path)
-    arguments.add_argument("--image-sampling", type=json.loads, default={}, help='defaults for drawing, as JSON')
+    arguments.add_argument("--image-sampling", type=json.loads, default={}, help="defaults for drawing, as JSON")
     args = arguments.parse_args(argv)
     release(args.run, args.output, args.image_sampling)
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
