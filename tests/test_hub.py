@@ -21,14 +21,18 @@ ANSWERS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, make_tiny_config, make_tiny_processor) -> Path:
+ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}}
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def saved(request, tmp_path_factory, make_tiny_config, make_tiny_processor) -> Path:
     from modeling_unified import UnifiedForConditionalGeneration
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("hub") / "model"
-    UnifiedForConditionalGeneration(make_tiny_config()).save_pretrained(folder)
-    make_tiny_processor().save_pretrained(folder)
+    config = make_tiny_config(request.param, **ROWS[request.param])
+    UnifiedForConditionalGeneration(config).save_pretrained(folder)
+    make_tiny_processor(config).save_pretrained(folder)
     return folder
 
 

@@ -81,7 +81,9 @@ def encode_scenes(
     """Rows `scene` (JSON) and `tokens` (uint16 [L], or float16 [L * D]) of the scenes number 0 to `count` - 1."""
     drawings = Drawings.load()
     codec.eval()
-    folder = cache / f"tokens-{fingerprint(codec, drawings, [scene_of(number) for number in range(64)])}-{count}"
+    folder = (
+        cache / f"tokens-{fingerprint(codec, drawings, [scene_of(number) for number in range(min(64, count))])}-{count}"
+    )
     shards = [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
     paths = [folder / f"{number:05d}" for number in range(len(shards))]
     with tqdm(total=count, desc="encoding scenes", unit="scene", smoothing=0) as progress:

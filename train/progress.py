@@ -89,8 +89,13 @@ def draw_samples(model: Any, processor: Any, scenes: list[Scene], images: list[I
         ):
             axes[row].imshow(image)
             axes[row].set_axis_off()
-            axes[row].set_title(fill(title, 28), fontsize=7)
+            axes[row].set_title(fill(printable(title), 28), fontsize=7, parse_math=False)
     figure.savefig(path, dpi=80)
+
+
+def printable(text: str) -> str:
+    """With a question mark for whatever the figure's font may lack: a young model writes anything."""
+    return "".join(character if character.isascii() and character.isprintable() else "?" for character in text)
 
 
 def draw(model: Any, processor: Any, prompts: list[str]) -> list[Image.Image]:

@@ -8,6 +8,11 @@ from modeling_unified.configuration_unified import PARTS
 
 TINYLLAMA_PARAMETERS = 1_100_048_384  # the published model's count: embedding and lm_head of 32,000 rows
 MOVQ_PARAMETERS = 67_832_495  # SBER-MoVQGAN "67M"
+GEMMA2_2B_PARAMETERS = 2_614_341_888  # google/gemma-2-2b, embedding tied
+# google/siglip-so400m-patch14-384 has 428,225,600 in its tower; 15,238,352 of them are the pooling head, which is left
+# out, and it has a position for each of its 27x27 patches, where 224 pixels have 16x16.
+SIGLIP_PARAMETERS = 428_225_600 - 15_238_352 - (27**2 - 16**2) * 1152
+SD_VAE_PARAMETERS = 83_653_863  # stabilityai/sd-vae-ft-mse
 
 
 def count(module: torch.nn.Module) -> int:
@@ -28,6 +33,22 @@ def test_ugen_is_described_at_the_sizes_of_the_paper():
     assert model.model.codec.grid(*config.image_size) == (32, 32)
     assert model.model.encoders["codes"].num_tokens(256, 256) == 1_024
     assert not any(parameter.requires_grad for parameter in model.model.codec.parameters())
+
+
+def test_unifluid_is_described_at_the_sizes_of_the_paper():
+    config = UnifiedConfig.for_paradigm("unifluid")
+    with torch.device("meta"):
+        model = UnifiedForConditionalGeneration(config)
+    assert count(model.model.language_model) - 6 * config.text_config.hidden_size == GEMMA2_2B_PARAMETERS
+    assert model.lm_head.weight is model.get_input_embeddings().weight and model.lm_head.cap == 30.0
+    features = model.model.encoders["features"]
+    assert count(features.tower) == SIGLIP_PARAMETERS and count(features.projector) == (1152 + 1) * 2304
+    assert count(model.model.codec) == SD_VAE_PARAMETERS
+    assert config.num_codes == 0 and config.code_offset == 256_006 == config.text_config.vocab_size
+    assert model.model.codec.grid(*config.image_size) == (16, 16) and config.codec_config.token_size == 16
+    assert features.num_tokens(224, 224) == 256
+    assert count(model.model.image_order) == 2 * 256 * 2304
+    assert len(model.model.image_head.net.blocks) == 6 and model.model.image_head.net.width == 1024
 
 
 def test_every_row_of_the_table_names_one_choice_on_each_axis():

@@ -1,6 +1,7 @@
 """The codecs' training: what it looks at, codebook and scale, and that it repeats itself exactly after a stop."""
 
 import dataclasses
+import functools
 import json
 import random
 
@@ -34,6 +35,14 @@ TINY_KL = {
     "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
     "encoder_tile_size": 32,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawings_read_once():
+    """Decoding 4,000 drawings takes longer than all these tests, and nobody changes them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.codec.load_drawings", functools.cache(load_drawings))
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,128 @@
+"""Runs of recipes from data to saved model, at tiny sizes: every row of the table, every variant of a paper's study."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+import train.language_model
+from modeling_unified import KLCodec, KLCodecConfig, VQCodec, VQCodecConfig
+from train.language_model import train_language_model
+from train.recipes import LAMBDAS, RECIPES
+from train.scenes import Drawings, render
+from train.trainer import parts_of_like_length
+
+TINY = {"micro_batches": 1, "bf16": False, "attention": "sdpa", "warmup_steps": 1, "log_every": 1, "sample_every": 99}
+TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}  # fmt: skip
+BLOCKS = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "mid_block_add_attention": False}
+STUDIES = [name for name in RECIPES if name.startswith(("spark/unifluid", "spark/ugen"))]
+# The sweep of one number: its ends are tried always, all of it among the slow tests.
+MIDDLE = [f"spark/unifluid-lambda-{weight:g}" for weight in LAMBDAS[1:-1]]
+STUDIES = [pytest.param(name, marks=pytest.mark.slow) if name in MIDDLE else name for name in STUDIES]
+
+
+@pytest.fixture(scope="module")
+def parts_of_a_run(tmp_path_factory):
+    """Folders of a text model of one step, and of codecs of eight pixels a token that no one has trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    VQCodec(VQCodecConfig(**BLOCKS, vq_embed_dim=4, num_vq_embeddings=32)).save_pretrained(folder / "vq")
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    config = KLCodecConfig(**BLOCKS | blocks | {"block_out_channels": [8] * 3}, latent_channels=2, group_size=2)
+    KLCodec(config).save_pretrained(folder / "kl")
+    scenes, train.language_model.TOKENIZER_SCENES = train.language_model.TOKENIZER_SCENES, 50
+    try:
+        text = replace(RECIPES["spark/text"](), **TINY, text_config=TEXT, text_vocab_size=400, steps=1, batch_size=4)
+        assert train_language_model(text, folder / "text")
+    finally:
+        train.language_model.TOKENIZER_SCENES = scenes
+    return folder
+
+
+def tiny(name: str, folder) -> object:
+    recipe = RECIPES[name]()
+    codec = folder / ("vq" if recipe.paradigm == "ugen" else "kl")
+    small = {"text_config": TEXT, "text_model": str(folder / "text"), "codec": str(codec), "scenes": 8, "edits": 6}
+    small |= {"steps": 2, "batch_size": 12, "save_every": 2}
+    if recipe.parts:
+        tower = recipe.parts["vision_config"] | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+        small["parts"] = recipe.parts | {"vision_config": tower, "diffusion_width": 16, "diffusion_depth": 1}
+    return replace(recipe, **TINY | small)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
+    recipe, output = tiny(name, parts_of_a_run), parts_of_a_run / name.replace("/", "-")
+    assert train_language_model(recipe, output)
+    record = json.loads((output / "training.json").read_text())
+    assert record["steps"] == 2 and record["recipe"]["name"] == name
+    model, processor = AutoModelForMultimodalLM.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    assert processor.image_inputs == model.config.image_inputs
+    own_order = {"ugen": "raster", "unifluid": "random"}[recipe.paradigm]
+    assert model.config.image_order == recipe.parts.get("image_order", own_order)
+    state = json.loads((output / "checkpoint-2/trainer_state.json").read_text())
+    logged = {key for row in state["log_history"] for key in row}
+    reads, draws = recipe.image_to_text_parts or recipe.text_parts, recipe.text_to_image_parts
+    assert ("text_loss" in logged) or not reads
+    assert ("image_loss" in logged) == bool(draws)
+    assert ("image_perplexity" in logged) == bool(draws and model.config.num_codes)
+    if recipe.editing_parts:
+        edits_read = [p for p in output.parent.joinpath("cache").iterdir() if p.name.endswith("-12")]
+        assert edits_read, "six edits are twelve scenes"
+
+
+def test_parts_of_like_length_keep_each_image_with_its_row(
+    make_tiny_config, make_tiny_processor, make_image, sharp_text
+):
+    config = make_tiny_config("unifluid", image_inputs=["features", "latents"])
+    processor, model = make_tiny_processor(config), sharp_text(config)
+    drawn = [torch.randn(16, 8, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+
+    def read(n):
+        return {"type": "image", "image": make_image(n), "image_tokens": drawn[n]}
+
+    def said(role, *content):
+        return {"role": role, "content": list(content)}
+
+    def text(words):
+        return {"type": "text", "text": words}
+
+    batch = processor.encode_conversations(
+        [
+            [said("user", read(0), text("how many cats are there? " * 4)), said("assistant", text("two " * 12))],
+            [said("assistant", text("a short text"))],
+            [said("user", text("a cat")), said("assistant", {"type": "image", "image_tokens": drawn[1]})],
+            [said("user", read(2)), said("assistant", text("a cat"))],
+            [said("user", read(3), text("red")), said("assistant", {"type": "image", "image_tokens": drawn[0]})],
+        ]
+    )
+    parts = list(parts_of_like_length(batch, config))
+    assert len(parts) > 1 and sum(len(part["input_ids"]) for part in parts) == 5
+    whole = model(**batch)
+    losses = [model(**part) for part in parts]
+    torch.testing.assert_close(sum(part.text_loss.sum() for part in losses), whole.text_loss.sum())
+    assert sum(len(part.image_loss) for part in losses) == len(whole.image_loss) == 32
+
+
+@pytest.fixture
+def sharp_text():
+    """A random model in raster order: with the same places in every call, text losses can be compared."""
+    from modeling_unified import UnifiedForConditionalGeneration
+
+    def build(config):
+        config.image_order = "raster"
+        torch.manual_seed(0)
+        return UnifiedForConditionalGeneration(config).eval()
+
+    return build
+
+
+def test_features_are_read_from_the_scene_that_the_tokens_show(scenes):
+    show = train.language_model.shown_by(["features", "latents"])
+    scene, tokens = scenes[0]
+    part = show(scene, tokens)
+    assert part["image"].tobytes() == render(scene, Drawings.load()).tobytes() and part["image_tokens"] is tokens
+    assert "image" not in train.language_model.shown_by(["codes"])(scene, tokens)
