@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import Dataset
 
-from train.conversations import Conversation, Writer, assistant, image, text, user
+from train.conversations import Conversation, Writer, assistant, editing, image, text
 
 
 class Source(Protocol):
@@ -131,8 +131,7 @@ class EditSource:
     def __getitem__(self, number: int) -> Conversation:
         row = self.order[number]
         (source, source_tokens), (_, target_tokens) = self.scenes[2 * row], self.scenes[2 * row + 1]
-        asked = text(self.edits[row].instruction)
-        return [user(self.show(source, source_tokens), asked), assistant(image(target_tokens))]
+        return editing(self.show(source, source_tokens), self.edits[row].instruction, image(target_tokens))
 
     def describe_row(self, number: int) -> str:
         return f"edit {self.order[number]}"
