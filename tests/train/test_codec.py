@@ -39,7 +39,7 @@ TINY_KL = {
 
 @pytest.fixture(autouse=True, scope="module")
 def drawings_read_once():
-    """Decoding 4,000 drawings takes longer than all these tests, and nobody changes them."""
+    """Decoding thousands of drawings takes longer than all these tests, and nobody changes them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.codec.load_drawings", functools.cache(load_drawings))
         yield
