@@ -157,7 +157,10 @@ class KLCodecConfig(CodecConfig):
     Args:
         scaling_factor: (latents - shift_factor) * scaling_factor have unit variance over the training images.
         group_size: side of the square of latents that make a token; 2 is what Fluid and MAR use with stride 8.
-        sample_latents: encode by a sample of the posterior instead of its mean.
+        sample_latents: in training mode encode by a sample of the posterior instead of its mean.
+
+    Raises:
+        ValueError: no latents in a token, or a scale that loses them.
     """
 
     model_type = "unified_kl"
@@ -167,6 +170,13 @@ class KLCodecConfig(CodecConfig):
     shift_factor: float = 0.0
     group_size: int = 2
     sample_latents: bool = False
+
+    def __post_init__(self, **kwargs) -> None:
+        if self.group_size < 1 or self.scaling_factor <= 0:
+            raise ValueError(
+                f"group_size {self.group_size} must be at least 1 and scaling_factor {self.scaling_factor} above 0"
+            )
+        super().__post_init__(**kwargs)
 
     @property
     def stride(self) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_unified import PARADIGMS, UnifiedConfig, UnifiedForConditionalGeneration, VQCodecConfig
+from modeling_unified import PARADIGMS, KLCodecConfig, UnifiedConfig, UnifiedForConditionalGeneration, VQCodecConfig
 from modeling_unified.configuration_unified import PARTS
 
 TINYLLAMA_PARAMETERS = 1_100_048_384  # the published model's count: embedding and lm_head of 32,000 rows
@@ -94,6 +94,12 @@ def test_special_ids_lie_among_the_text_ids_and_differ(make_tiny_config, tiny_co
 def test_an_image_size_the_grid_cannot_take_is_refused(make_tiny_config, image_size):
     with pytest.raises(ValueError, match="image_size"):
         make_tiny_config(image_size=image_size)
+
+
+@pytest.mark.parametrize("field, value", [("group_size", 0), ("scaling_factor", 0.0), ("scaling_factor", -1.0)])
+def test_a_kl_codec_without_latents_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} {value}"):
+        KLCodecConfig(**{field: value})
 
 
 def test_an_unknown_codec_config_is_refused(make_tiny_config):

@@ -124,6 +124,8 @@ def test_training_brings_codes_into_use_and_resumes_exactly(recipe, tmp_path, sm
     assert train_codec(recipe, tmp_path / "whole")
     whole = VQCodec.from_pretrained(tmp_path / "whole")
     assert len(whole.encode(torch.stack([CodecImages(recipe)[n] for n in range(16)])).unique()) > 4
+    log = json.loads((tmp_path / "whole" / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    assert [row["step"] for row in log if "codes_in_use" in row] == [2, 4]
 
     open_run(recipe, tmp_path / "stopped", resume=False)
     stopped = build_trainer(recipe, tmp_path / "stopped", new_codec(recipe))
