@@ -29,7 +29,7 @@ from .configuration_unified import UnifiedConfig
 from .encoders_unified import ENCODERS, ImageBatch
 from .generation_unified import UnifiedGenerationMixin
 from .heads_unified import HEADS, START_BY_THEMSELVES, LanguageHead, token_losses
-from .orders_unified import ORDERS, check_order, next_places, places_of_slots, put_in_order
+from .orders_unified import ORDERS, check_order, next_places, places_of_slots, put_in_order, raster
 
 if TYPE_CHECKING:  # saving follows relative imports by their text: this line ships the pipeline's file to the Hub
     from .pipeline_unified import TextToImagePipeline  # noqa: F401
@@ -136,8 +136,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         slots_BT = input_ids == self.config.image_token_id
         features_BT = input_ids == self.config.image_feature_token_id
         if images is not None:
-            embeds_BTH = fill(embeds_BTH, slots_BT | features_BT, torch.cat(images.pooler_output), "image")
-            return self.with_places(embeds_BTH, places_of_slots(slots_BT))
+            return self.put_images(embeds_BTH, slots_BT, features_BT, images)
         tokens_embedded = features_embedded = embeds_BTH.new_zeros(0, embeds_BTH.shape[-1])
         if image_tokens is not None:
             if image_orders is not None:
@@ -150,6 +149,17 @@ class UnifiedModel(UnifiedPreTrainedModel):
         embeds_BTH = fill(embeds_BTH, slots_BT, tokens_embedded, "image")
         embeds_BTH = fill(embeds_BTH, features_BT, features_embedded, "feature")
         return self.with_places(embeds_BTH, places_of_slots(slots_BT, image_orders))
+
+    def put_images(
+        self,
+        embeds_BTH: torch.Tensor,
+        slots_BT: torch.Tensor,
+        features_BT: torch.Tensor,
+        images: BaseModelOutputWithPooling,
+    ) -> torch.Tensor:
+        """Images that are read, as `get_image_features` embeds them, into all of their placeholders."""
+        embeds_BTH = fill(embeds_BTH, slots_BT | features_BT, torch.cat(images.pooler_output), "image")
+        return self.with_places(embeds_BTH, places_of_slots(slots_BT))
 
     def with_places(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor) -> torch.Tensor:
         """Adds the places of the slots themselves, and of the slots that follow."""
@@ -183,8 +193,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
             images = images or self.get_image_features(None, image_tokens, feature_pixel_values, return_dict=True)
             slots_BT = self.embeds_of(self.config.image_token_id, inputs_embeds)
             features_BT = self.embeds_of(self.config.image_feature_token_id, inputs_embeds)
-            inputs_embeds = fill(inputs_embeds, slots_BT | features_BT, torch.cat(images.pooler_output), "image")
-            inputs_embeds = self.with_places(inputs_embeds, places_of_slots(slots_BT))
+            inputs_embeds = self.put_images(inputs_embeds, slots_BT, features_BT, images)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -328,7 +337,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             return None  # a mistake that `fill` names
         written_N1 = labels_BT[slots_BT].view(count, length)[:, :1] == self.config.image_token_id
         drawn_NL = self.model.image_order.draw(count, length, written_N1.device)
-        return torch.where(written_N1, drawn_NL, torch.arange(length, device=written_N1.device))
+        return torch.where(written_N1, drawn_NL, raster(count, length, written_N1.device))
 
     def losses(
         self,

@@ -15,7 +15,7 @@ from transformers.generation.streamers import TextIteratorStreamer
 from transformers.utils import ModelOutput
 
 from .decoding_unified import Decoding, Request
-from .orders_unified import check_order
+from .orders_unified import check_order, raster
 
 GENERATION_MODES = ("text", "image", "interleaved")
 
@@ -226,16 +226,14 @@ class UnifiedGenerationMixin(GenerationMixin):
         self, order: str | torch.Tensor | None, rows: int, length: int, generators: list[torch.Generator] | None
     ) -> torch.Tensor:
         """Permutations int64 [rows, length] of an image's places."""
-        own = self.model.image_order
-        if order is None:
-            return own.draw(rows, length, self.device, generators)
         if isinstance(order, str) and order not in ("raster", self.config.image_order):
             raise ValueError(
                 f"image_order {order!r}: this model draws in {self.config.image_order!r} or 'raster' order"
             )
-        if isinstance(order, str):
-            raster = torch.arange(length, device=self.device).expand(rows, length)
-            return raster if order == "raster" else own.draw(rows, length, self.device, generators)
+        if isinstance(order, str) and order == "raster":
+            return raster(rows, length, self.device)
+        if order is None or isinstance(order, str):
+            return self.model.image_order.draw(rows, length, self.device, generators)
         order = order.to(self.device)
         check_order(order, length)
         if len(order) != rows:

@@ -23,6 +23,11 @@ import torch
 from torch import nn
 
 
+def raster(batch: int, length: int, device: torch.device | None = None) -> torch.Tensor:
+    """Places row by row from the top left, int64 [B, L]."""
+    return torch.arange(length, device=device).expand(batch, length)
+
+
 class RasterOrder(nn.Module):
     """Row by row from the top left, the same for every image: places follow from positions, nothing is added."""
 
@@ -36,7 +41,7 @@ class RasterOrder(nn.Module):
         device: torch.device | None = None,
         generators: list[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        return torch.arange(length, device=device).expand(batch, length)
+        return raster(batch, length, device)
 
     def forward(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
         return embeds_BTH
@@ -104,7 +109,7 @@ def put_in_order(tokens: torch.Tensor, order_NL: torch.Tensor) -> torch.Tensor:
 
 def check_order(order_NL: torch.Tensor, length: int) -> None:
     """ValueError unless each row is a permutation of 0..length-1."""
-    raster_NL = torch.arange(length, device=order_NL.device).expand(len(order_NL), length)
+    raster_NL = raster(len(order_NL), length, order_NL.device)
     if order_NL.shape != raster_NL.shape or not torch.equal(order_NL.sort(-1).values, raster_NL):
         raise ValueError(
             f"an order of shape {list(order_NL.shape)} is no permutation of the {length} places of an image: each row "
