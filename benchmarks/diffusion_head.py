@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeling_unified.configuration_unified import UnifiedConfig
-from modeling_unified.heads_unified import DiffusionHead, noising_chain
+from modeling_unified.diffusion_unified import noising_chain
+from modeling_unified.heads_unified import DiffusionHead
 
 RESULTS = Path(__file__).parent / "results" / "diffusion_head.json"
 THREADS = 2

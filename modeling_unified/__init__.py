@@ -13,8 +13,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from processing_unified import UnifiedImageProcessor, UnifiedProcessor
 
-from .codecs_unified import CODECS, KLCodec, VQCodec
-from .configuration_unified import PARADIGMS, KLCodecConfig, UnifiedConfig, VQCodecConfig
+from .codecs_unified import CODECS, KLCodec, PatchCodec, VQCodec
+from .configuration_unified import PARADIGMS, KLCodecConfig, PatchCodecConfig, UnifiedConfig, VQCodecConfig
 from .generation_unified import UnifiedGenerateOutput, UnifiedStreamer
 from .modeling_unified import UnifiedForConditionalGeneration, UnifiedModel
 from .pipeline_unified import TextToImagePipeline
@@ -40,6 +40,8 @@ __all__ = [
     "PARADIGMS",
     "KLCodec",
     "KLCodecConfig",
+    "PatchCodec",
+    "PatchCodecConfig",
     "TextToImagePipeline",
     "UnifiedConfig",
     "UnifiedForConditionalGeneration",

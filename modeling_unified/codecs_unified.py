@@ -5,7 +5,7 @@ Contract: `encode(pixels_BCHW) -> tokens`, `decode(tokens, grid) -> pixels_BCHW`
 
 B batch, C channels, H height, W width (pixels), h, w rows and columns of the grid, L = h * w tokens, K codes, D numbers
 in a code's entry or in a token, Z channels of latents, y, x rows and columns of latents, P = 2 * Z parameters of the
-posterior, N tiles, S side of a tile in pixels, s the same in latents.
+posterior, N tiles or patches, S side of a tile or patch in pixels, s the same in latents.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .configuration_unified import CodecConfig, KLCodecConfig, VQCodecConfig
+from .configuration_unified import AutoencoderCodecConfig, CodecConfig, KLCodecConfig, PatchCodecConfig, VQCodecConfig
 
 try:
     from diffusers import AutoencoderKL, VQModel
@@ -26,11 +26,12 @@ except ImportError:
     AutoencoderKL = DiagonalGaussianDistribution = VQModel = None
 
 
-class Codec(PreTrainedModel):
-    """What the codecs over a convolutional autoencoder of diffusers share: initialisation, grid, tiles.
+# What a search for codewords holds at once: at 3,072 numbers a patch 150 MB of scores and codewords.
+PATCHES_AT_ONCE, CODEWORDS_AT_ONCE = 1024, 8192
 
-    A model of its own, so that it is trained, saved and loaded alone before it joins a language model.
-    """
+
+class Codec(PreTrainedModel):
+    """A model of its own, so that it is trained, saved and loaded alone before it joins a language model."""
 
     config_class = CodecConfig
     main_input_name = "pixel_values"
@@ -38,7 +39,20 @@ class Codec(PreTrainedModel):
     # It has no attention of transformers' kind: whatever the language model uses is no concern of the codec.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
-    def __init__(self, config: CodecConfig):
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of an image of `height` x `width` pixels."""
+        stride = self.config.stride
+        if height % stride or width % stride or height <= 0 or width <= 0:
+            raise ValueError(f"image size {height}x{width} is not a multiple of the codec's stride {stride}: resize it")
+        return height // stride, width // stride
+
+
+class AutoencoderCodec(Codec):
+    """What the codecs over a convolutional autoencoder of diffusers share: initialisation and tiles."""
+
+    config_class = AutoencoderCodecConfig
+
+    def __init__(self, config: AutoencoderCodecConfig):
         super().__init__(config)
         if AutoencoderKL is None:
             raise ImportError(f"the codec {config.model_type} is built on diffusers: pip install diffusers")
@@ -50,26 +64,22 @@ class Codec(PreTrainedModel):
             module.reset_parameters()
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens of an image of `height` x `width` pixels."""
-        stride = self.config.stride
-        if height % stride or width % stride or height <= 0 or width <= 0:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the codec's stride {stride}: resize it")
         tile = self.config.encoder_tile_size
         if tile and (height % tile or width % tile):
             raise ValueError(f"image size {height}x{width} is not a multiple of the codec's tiles of {tile}: resize it")
-        return height // stride, width // stride
+        return super().grid(height, width)
 
     def encode_tiles(self, encode: Callable[[torch.Tensor], torch.Tensor], pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """What `encode` makes of the images, [B, Z, y, x]: of each whole, or by the config of each tile by itself."""
         height, width = pixels_BCHW.shape[-2:]
         self.grid(height, width)  # refuses sizes off the grid
-        side = self.config.encoder_tile_size
+        pixels_BCHW, side = pixels_BCHW.to(self.dtype), self.config.encoder_tile_size
         if not side:
             return encode(pixels_BCHW)
         return out_of_tiles(encode(into_tiles(pixels_BCHW, side)), (height // side, width // side))
 
 
-class VQCodec(Codec):
+class VQCodec(AutoencoderCodec):
     """Vector-quantised autoencoder over diffusers' `VQModel`: plain VQGAN, or MoVQ with `norm_type="spatial"`."""
 
     config_class = VQCodecConfig
@@ -130,7 +140,7 @@ class VQCodec(Codec):
         return self.decode_latents(quantised_BDhw), loss, codes.view(len(pixel_values), -1)
 
 
-class KLCodec(Codec):
+class KLCodec(AutoencoderCodec):
     """Autoencoder with a Gaussian posterior over diffusers' `AutoencoderKL` (LDM, section 3.1). Tokens are vectors.
 
     A token is a square of `group_size` x `group_size` latents, shifted and scaled to unit variance; its D numbers are
@@ -197,7 +207,70 @@ class KLCodec(Codec):
         return self.decode_latents(latents_BZyx), loss, self.into_tokens(latents_BZyx)
 
 
-def shared_arguments(config: CodecConfig) -> dict[str, Any]:
+class PatchCodec(Codec):
+    """A codebook of raw pixel patches (UVU): a token is the nearest patch's number, decoding is a lookup.
+
+    Nothing is learned here: `train.codebook` makes the codebook. It is stored as bytes, [K, C, S, S] in 0..255.
+    """
+
+    config_class = PatchCodecConfig
+
+    def __init__(self, config: PatchCodecConfig):
+        super().__init__(config)
+        side = config.patch_size
+        codebook = torch.zeros(config.num_codewords, config.in_channels, side, side, dtype=torch.uint8)
+        self.register_buffer("codebook", codebook)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        init.copy_(self.codebook, torch.randint_like(self.codebook, 256))
+
+    @property
+    def device(self) -> torch.device:  # transformers asks the first parameter, and there is none
+        return self.codebook.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Codes int64 [B, L]: the codeword at the least squared distance from each patch, in float32."""
+        rows, columns = self.grid(*pixels_BCHW.shape[-2:])
+        patches_NCSS = into_tiles(pixels_BCHW.to(self.device, torch.float32), self.config.patch_size)
+        with torch.autocast(self.device.type, enabled=False):  # half precision would confuse like codewords
+            codes = [self.nearest(part_ND) for part_ND in patches_NCSS.flatten(1).split(PATCHES_AT_ONCE)]
+        return torch.cat(codes).view(-1, rows * columns)
+
+    def nearest(self, patches_ND: torch.Tensor) -> torch.Tensor:
+        """Codes int64 [N] of patches in [-1, 1].
+
+        By the greatest p . c - |c|^2 / 2, block after block of the codebook: neither all distances nor the codebook in
+        float32 ever stand in memory.
+        """
+        best_N = patches_ND.new_full((len(patches_ND),), -torch.inf)
+        codes_N = torch.zeros_like(best_N, dtype=torch.long)
+        for start in range(0, len(self.codebook), CODEWORDS_AT_ONCE):
+            block_KD = to_pixels(self.codebook[start : start + CODEWORDS_AT_ONCE]).flatten(1)
+            scores_NK = torch.addmm(-block_KD.square().sum(1) / 2, patches_ND, block_KD.T)
+            score_N, code_N = scores_NK.max(1)
+            better_N = score_N > best_N  # of equals the first
+            codes_N, best_N = torch.where(better_N, code_N + start, codes_N), torch.where(better_N, score_N, best_N)
+        return codes_N
+
+    def decode(self, codes_BL: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Pixels float32 [B, C, H, W] in [-1, 1] of codes laid out on `grid` = (rows, columns)."""
+        if codes_BL.shape[1] != grid[0] * grid[1]:
+            raise ValueError(f"{codes_BL.shape[1]} codes per image do not fill a grid of {grid[0]}x{grid[1]}")
+        return out_of_tiles(to_pixels(self.codebook[codes_BL.flatten()]), grid)
+
+
+def to_pixels(bytes_NCSS: torch.Tensor) -> torch.Tensor:
+    """0..255 to float32 in [-1, 1], as the image processor does it."""
+    return bytes_NCSS.float() / 127.5 - 1
+
+
+def shared_arguments(config: AutoencoderCodecConfig) -> dict[str, Any]:
     """What every autoencoder of diffusers takes, by its own names."""
     names = (
         "in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
@@ -214,9 +287,9 @@ def into_tiles(pixels_BCHW: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def out_of_tiles(latents_NZss: torch.Tensor, tiles: tuple[int, int]) -> torch.Tensor:
-    """The inverse for latents: [B, Z, y, x] of images that are `tiles` = (rows, columns) of tiles each."""
+    """The inverse, for latents too: [B, Z, y, x] of images that are `tiles` = (rows, columns) of tiles each."""
     latents_BrcZss = latents_NZss.unflatten(0, (-1, *tiles))
     return latents_BrcZss.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-CODECS = {"vq": VQCodec, "kl": KLCodec}
+CODECS = {"vq": VQCodec, "kl": KLCodec, "patch": PatchCodec}

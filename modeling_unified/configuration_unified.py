@@ -20,7 +20,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 PARTS = {  # the parts that exist; the dictionaries of the other files hold one class for each name
     "image_inputs": ("codes", "latents", "features"),
-    "image_codec": ("vq", "kl"),
+    "image_codec": ("vq", "kl", "patch"),
     "image_head": ("categorical", "diffusion"),
     "image_order": ("raster", "random"),
 }
@@ -61,6 +61,20 @@ _SD_VAE = {
     "latent_channels": 4, "norm_num_groups": 32, "scaling_factor": 0.18215, "group_size": 2,
 }  # fmt: skip
 
+# Qwen2.5-3B-Instruct, widened by the 200,000 codewords. Its 151,936 rows hold tokens for images already, and rows that
+# no token uses; which of them the paper takes was not found.
+_QWEN25_3B = {
+    "model_type": "qwen2", "vocab_size": 151_936 + 200_000, "hidden_size": 2048, "intermediate_size": 11_008,
+    "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+}  # fmt: skip
+# SigLIP2-so400m-patch16-naflex: images of any size, 16x16 positions that are resized to fit.
+_SIGLIP2_SO400M = {
+    "model_type": "siglip2_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+    "num_attention_heads": 16, "patch_size": 16, "num_patches": 256, "vision_use_head": False,
+}  # fmt: skip
+_PATCHES = {"model_type": "unified_patch", "patch_size": 32, "num_codewords": 200_000}
+
 # how images are read | how they are tokenised | how a token is predicted | in what order | the paper's sizes
 PARADIGMS: dict[str, dict[str, Any]] = {
     "ugen": {
@@ -74,8 +88,13 @@ PARADIGMS: dict[str, dict[str, Any]] = {
         "mask_token_id": 256_002, "image_token_id": 256_003, "image_feature_token_id": 256_004,
         "tie_word_embeddings": True,
     },
-    "uvu": {
+    "uvu": {  # 2x2 features of 16 pixels are merged to one, the size of a codeword (inferred), by an MLP (ours)
         "image_inputs": ["features"], "image_codec": "patch", "image_head": "categorical", "image_order": "raster",
+        "text_config": _QWEN25_3B, "codec_config": _PATCHES, "vision_config": _SIGLIP2_SO400M,
+        "spatial_merge_size": 2, "projector_layers": 2, "joint_softmax": False, "image_size": [512, 512],
+        "bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": 151_643, "boi_token_id": 151_652,
+        "eoi_token_id": 151_653, "image_token_id": 151_654, "image_feature_token_id": 151_655,
+        "mask_token_id": 151_665, "tie_word_embeddings": True,
     },
     "unitoken": {  # lines: raster, with tokens for the size and at the end of each line
         "image_inputs": ["codes", "features"], "image_codec": "vq", "image_head": "categorical",
@@ -86,6 +105,30 @@ PARADIGMS: dict[str, dict[str, Any]] = {
 
 @strict
 class CodecConfig(PreTrainedConfig):
+    """What every codec says of its tokens."""
+
+    base_config_key = "codec_config"
+
+    in_channels: int = 3
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along a side."""
+        raise NotImplementedError
+
+    @property
+    def num_codes(self) -> int:
+        """Rows of the vocabulary that the codec's tokens take; 0 where tokens are vectors."""
+        return 0
+
+    @property
+    def token_size(self) -> int:
+        """Numbers in a token that is a vector; 0 where tokens are codes."""
+        return 0
+
+
+@strict
+class AutoencoderCodecConfig(CodecConfig):
     """What every codec over a convolutional autoencoder of diffusers is described by, in diffusers' words.
 
     Args:
@@ -99,9 +142,6 @@ class CodecConfig(PreTrainedConfig):
         ValueError: a tile that the stride does not divide.
     """
 
-    base_config_key = "codec_config"
-
-    in_channels: int = 3
     out_channels: int = 3
     down_block_types: list[str] | tuple[str, ...] = ("DownEncoderBlock2D",) * 4
     up_block_types: list[str] | tuple[str, ...] = ("UpDecoderBlock2D",) * 4
@@ -123,19 +163,9 @@ class CodecConfig(PreTrainedConfig):
         """Pixels per token along a side: every block but the last halves the image."""
         return 2 ** (len(self.block_out_channels) - 1)
 
-    @property
-    def num_codes(self) -> int:
-        """Rows of the vocabulary that the codec's tokens take; 0 where tokens are vectors."""
-        return 0
-
-    @property
-    def token_size(self) -> int:
-        """Numbers in a token that is a vector; 0 where tokens are codes."""
-        return 0
-
 
 @strict
-class VQCodecConfig(CodecConfig):
+class VQCodecConfig(AutoencoderCodecConfig):
     """Arguments of diffusers' `VQModel`; `norm_type="spatial"` makes it a MoVQ. Tokens are codes."""
 
     model_type = "unified_vq"
@@ -151,7 +181,7 @@ class VQCodecConfig(CodecConfig):
 
 
 @strict
-class KLCodecConfig(CodecConfig):
+class KLCodecConfig(AutoencoderCodecConfig):
     """Arguments of diffusers' `AutoencoderKL`. Tokens are vectors: `group_size` x `group_size` latents, scaled.
 
     Args:
@@ -187,10 +217,39 @@ class KLCodecConfig(CodecConfig):
         return self.latent_channels * self.group_size**2
 
 
+@strict
+class PatchCodecConfig(CodecConfig):
+    """A codebook of raw pixel patches (UVU). Tokens are codes, the numbers of its entries.
+
+    Raises:
+        ValueError: a patch without pixels, or no codewords.
+    """
+
+    model_type = "unified_patch"
+
+    patch_size: int = 32
+    num_codewords: int = 200_000
+
+    def __post_init__(self, **kwargs) -> None:
+        super().__post_init__(**kwargs)
+        if self.patch_size < 1 or self.num_codewords < 1:
+            raise ValueError(f"patch_size {self.patch_size} and num_codewords {self.num_codewords} must be at least 1")
+
+    @property
+    def stride(self) -> int:
+        return self.patch_size
+
+    @property
+    def num_codes(self) -> int:
+        return self.num_codewords
+
+
 class CodecSpec(SubConfigSpec):
     """A sub-config chosen by its `model_type` among our codecs' (they need not be known to AutoConfig)."""
 
-    classes: ClassVar[dict[str, type]] = {config.model_type: config for config in (VQCodecConfig, KLCodecConfig)}
+    classes: ClassVar[dict[str, type]] = {
+        config.model_type: config for config in (VQCodecConfig, KLCodecConfig, PatchCodecConfig)
+    }
 
     def get_config_class(self, model_type: str | None = None) -> type:
         if model_type not in self.classes:
@@ -226,7 +285,15 @@ class UnifiedConfig(PreTrainedConfig):
         image_order: in what order the tokens of an image are produced.
         text_config: any text backbone of transformers; its `vocab_size` counts text, special tokens and codes.
         codec_config: the codec's sizes.
-        vision_config: the tower of the encoder `features`: SigLIP's sizes (transformers' `siglip_vision_model`).
+        vision_config: the tower of the encoder `features`: SigLIP (transformers' `siglip_vision_model`) or SigLIP-2
+            (`siglip2_vision_model`), which sees every image at its own size.
+        spatial_merge_size: side of the square of the tower's features that are joined to one.
+        projector_layers: from features to the language model: 1, linear (PaliGemma), or 2 with a GELU between them
+            (LLaVA-1.5). UniFluid's and UVU's own were not found.
+        visual_target_offset: with visual supervision, how many positions before a feature its code is predicted: 1, as
+            every other token, or 0, at the feature itself (UVU's formula reads as 1; ASVR's code does 0).
+        joint_softmax: whether text and codes compete for every target. Otherwise the softmax of a text target has the
+            rows of text only, that of a code the rows of codes.
         code_offset: first row of the image codes; None puts the codes at the end of the vocabulary.
         image_size: [height, width] in pixels of a generated image where the caller names none.
         image_token_id: the slot, the placeholder of one codec token; `image_feature_token_id` that of one feature.
@@ -260,6 +327,10 @@ class UnifiedConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     codec_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
+    spatial_merge_size: int = 1
+    projector_layers: int = 1
+    visual_target_offset: int = 1
+    joint_softmax: bool = True
     code_offset: int | None = None
     image_size: list[int] | tuple[int, ...] = (256, 256)
     bos_token_id: int | None = 1
@@ -299,6 +370,8 @@ class UnifiedConfig(PreTrainedConfig):
     def _check_parts(self) -> None:
         if not self.image_inputs:
             raise ValueError(f"image_inputs is empty: choose of {', '.join(PARTS['image_inputs'])}")
+        if len(set(self.image_inputs)) < len(self.image_inputs):
+            raise ValueError(f"image_inputs {self.image_inputs} names a part twice: an image is read through each once")
         for axis, available in PARTS.items():
             chosen = getattr(self, axis)
             for name in chosen if isinstance(chosen, list) else [chosen]:
@@ -336,6 +409,10 @@ class UnifiedConfig(PreTrainedConfig):
                 raise ValueError(f"the codec {self.image_codec!r} makes {made}, which {name!r} cannot handle")
         if ("features" in self.image_inputs) != (self.vision_config is not None):
             raise ValueError("image_inputs 'features' and a vision_config go together: pass both, or neither")
+        allowed = {"projector_layers": (1, 2), "visual_target_offset": (0, 1), "spatial_merge_size": range(1, 17)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)}: choose {values[0]} to {values[-1]}")
         if self.diffusion_objective not in ("epsilon", "flow"):
             raise ValueError(f"diffusion_objective {self.diffusion_objective!r}: choose 'epsilon' or 'flow'")
 
@@ -343,6 +420,11 @@ class UnifiedConfig(PreTrainedConfig):
     def num_codes(self) -> int:
         """Codes of the codec, each a row of the vocabulary."""
         return self.codec_config.num_codes
+
+    @property
+    def feature_stride(self) -> int | None:
+        """Pixels per feature along a side; None without a vision tower."""
+        return self.vision_config and self.vision_config.patch_size * self.spatial_merge_size
 
     @classmethod
     def for_paradigm(cls, name: str, **overrides) -> "UnifiedConfig":
@@ -359,4 +441,4 @@ class UnifiedConfig(PreTrainedConfig):
         return {**super().to_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
 
-__all__ = ["PARADIGMS", "KLCodecConfig", "UnifiedConfig", "VQCodecConfig"]
+__all__ = ["PARADIGMS", "KLCodecConfig", "PatchCodecConfig", "UnifiedConfig", "VQCodecConfig"]

@@ -2,80 +2,27 @@
 
 Contract: `embed(tokens, embed_tokens)`, `loss(hidden, tokens, lm_head) -> unreduced`,
 `sample(hidden, lm_head, sampling, ...) -> tokens`; `sampling_defaults`, the settings `sample` takes, and
-`check_sampling`, which refuses bad ones; `closed_rows` and `sequence_ids`, the head's part in the vocabulary. The
-vocabulary's two matrices belong to the backbone; a head that needs them is handed them.
+`check_sampling`, which refuses bad ones; `text_rows`, `closed_rows` and `sequence_ids`, the head's part in the
+vocabulary. The vocabulary's two matrices belong to the backbone; a head that needs them is handed them.
 
 B batch, L image tokens, N positions, H hidden size, V vocabulary, K codes. Of the diffusion head: D numbers of a token,
-W width of its MLP, M modulating vectors of the MLP, R draws of time and noise for each token in training, T times, S
-steps of sampling.
+W width of its MLP, M modulating vectors of the MLP, R draws of time and noise for each token in training, S steps of
+sampling.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import (
-    LogitsProcessorList,
-    PreTrainedConfig,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers import initialization as init
 
 from .configuration_unified import UnifiedConfig
+from .diffusion_unified import OBJECTIVES, DenoisingMLP, HeadLinear, HeadNorm
+from .language_head_unified import ALL_ROWS, logits_of, token_losses
 
-MAX_LOGITS = 2**24  # elements of logits that stand in memory at once; a vocabulary may have 350,000 rows
-MAX_MODULATIONS = 2**24  # elements of a sampler's modulating vectors, the same
-NUM_TIMESTEPS = 1000  # of the noising process a diffusion head is trained on (MAR)
-TIME_FREQUENCIES = 128  # each a cosine and a sine (MAR)
 GUIDANCE_SCHEDULES = ("linear", "constant")
-
-
-class LanguageHead(nn.Linear):
-    """`lm_head` of the backbone's family: Gemma-2 caps its logits softly at +-`final_logit_softcapping`."""
-
-    def __init__(self, text_config: PreTrainedConfig):
-        super().__init__(text_config.hidden_size, text_config.vocab_size, bias=False)
-        self.cap = getattr(text_config, "final_logit_softcapping", None)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.capped(super().forward(hidden))
-
-    def rows_from(self, start: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of the rows from `start` on; the others are not multiplied."""
-        return self.capped(F.linear(hidden, self.weight[start:]))
-
-    def capped(self, logits: torch.Tensor) -> torch.Tensor:
-        return self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-
-
-def token_losses(
-    hidden_NH: torch.Tensor, ids_N: torch.Tensor, lm_head: LanguageHead, closed_V: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of each id in the joint vocabulary, float32 [N].
-
-    Rows marked in `closed_V` (bool) leave the softmax. Computed chunk by chunk, and recomputed in the backward pass,
-    so that the logits of a whole batch never stand in memory.
-    """
-
-    def losses(hidden_NH: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
-        logits_NV = lm_head(hidden_NH).float()
-        if closed_V is not None:
-            logits_NV = logits_NV.masked_fill(closed_V, -torch.inf)
-        return F.cross_entropy(logits_NV, ids_N, reduction="none")
-
-    chunk = max(1, MAX_LOGITS // lm_head.weight.shape[0])
-    if len(ids_N) <= chunk:
-        return losses(hidden_NH, ids_N)
-    chunks = zip(hidden_NH.split(chunk), ids_N.split(chunk), strict=True)
-    return torch.cat([checkpoint(losses, hidden, ids, use_reentrant=False) for hidden, ids in chunks])
 
 
 def draw(scores_NV: torch.Tensor, do_sample: bool, generators: list[torch.Generator] | None = None) -> torch.Tensor:
@@ -113,7 +60,8 @@ def require(sampling: dict[str, Any], name: str, valid: bool, rule: str) -> None
 
 
 class CategoricalHead(nn.Module):
-    """Image tokens are codes, rows of the same vocabulary as text, predicted by the same softmax (UGen, section 3).
+    """Image tokens are codes, rows of the same vocabulary as text, predicted by the same softmax (UGen, section 3) or,
+    without `joint_softmax`, by one of their own.
 
     `active_codes` (bool [K], saved with the weights) are the codes in use. The others become [MASK] wherever they
     occur, in inputs and in targets (progressive vocabulary learning), and can never be sampled.
@@ -131,6 +79,8 @@ class CategoricalHead(nn.Module):
         super().__init__()
         self.num_codes, self.code_offset = config.num_codes, config.code_offset
         self.mask_token_id = config.mask_token_id
+        self.text_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset)
+        self.code_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset, None)
         self.loss_on_mask, self.closes_rows = config.loss_on_mask, not config.inactive_codes_in_softmax
         self.register_buffer("active_codes", torch.ones(config.num_codes, dtype=torch.bool))
 
@@ -163,16 +113,30 @@ class CategoricalHead(nn.Module):
     def embed(self, codes: torch.Tensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         return embed_tokens(self.ids(codes))
 
-    def loss(self, hidden_NH: torch.Tensor, codes_N: torch.Tensor, lm_head: LanguageHead) -> torch.Tensor:
-        """Cross-entropy of each code, float32 [N]; zero where a [MASK] target is not trained on."""
-        ids_N = self.ids(codes_N)
-        losses_N = token_losses(hidden_NH, ids_N, lm_head, self.closed_rows(lm_head.weight.shape[0]))
-        return losses_N if self.loss_on_mask else losses_N.masked_fill(ids_N == self.mask_token_id, 0.0)
+    def loss(self, hidden_NH: torch.Tensor, codes_N: torch.Tensor, lm_head: nn.Module) -> torch.Tensor:
+        """Cross-entropy of each code, float32 [N]; zero where a [MASK] target is not trained on.
+
+        Raises:
+            ValueError: a [MASK] target, which is a row of text, in a softmax of codes alone.
+        """
+        ids_N, closed_V = self.ids(codes_N), self.closed_rows(lm_head.weight.shape[0])
+        masked_N = ids_N == self.mask_token_id
+        if not bool(masked_N.any()):
+            return token_losses(hidden_NH, ids_N, lm_head, closed_V, self.code_rows)
+        if not self.loss_on_mask:
+            losses_N = token_losses(hidden_NH[~masked_N], ids_N[~masked_N], lm_head, closed_V, self.code_rows)
+            return losses_N.new_zeros(len(ids_N)).masked_scatter(~masked_N, losses_N)
+        if self.code_rows != ALL_ROWS:
+            raise ValueError(
+                f"{int(masked_N.sum())} of {len(ids_N)} targets are inactive codes, hence [MASK], which the softmax of "
+                "codes alone does not have: set loss_on_mask=False or joint_softmax=True"
+            )
+        return token_losses(hidden_NH, ids_N, lm_head, closed_V)
 
     def sample(
         self,
         hidden_NH: torch.Tensor,
-        lm_head: LanguageHead,
+        lm_head: nn.Module,
         sampling: dict,
         null_hidden_NH: torch.Tensor | None = None,
         generators: list[torch.Generator] | None = None,
@@ -187,9 +151,10 @@ class CategoricalHead(nn.Module):
         """
         if not bool(self.active_codes.any()):
             raise ValueError("no image code is active yet: the model has only been trained on text")
-        logits_NK = lm_head.rows_from(self.code_offset, hidden_NH).float()
+        rows = slice(self.code_offset, None)
+        logits_NK = logits_of(hidden_NH, lm_head, rows).float()
         if null_hidden_NH is not None:
-            null_NK = lm_head.rows_from(self.code_offset, null_hidden_NH).float()
+            null_NK = logits_of(null_hidden_NH, lm_head, rows).float()
             logits_NK = null_NK + sampling["guidance_scale"] * (logits_NK - null_NK)
         logits_NK = logits_NK.masked_fill(~self.active_codes, -torch.inf)
         return draw(warpers(sampling)(None, logits_NK), sampling["do_sample"], generators)
@@ -199,252 +164,13 @@ class CategoricalHead(nn.Module):
         return codes + self.code_offset
 
 
-class NoisingChain(NamedTuple):
-    """What `steps` noisings do, one entry for each, from the token (0) to noise; float64 [S]."""
-
-    times: np.ndarray  # of the 1,000 trained on
-    token_scale: np.ndarray  # x_t = token_scale * token + noise_scale * noise
-    noise_scale: np.ndarray
-    mean_x: np.ndarray  # the denoised mean is mean_x * x_t - mean_noise * noise
-    mean_noise: np.ndarray
-    min_log_variance: np.ndarray  # of the posterior given the token: what is left if the token is known
-    max_log_variance: np.ndarray  # of the noising itself
-
-
-@functools.cache
-def noising_chain(steps: int = NUM_TIMESTEPS) -> NoisingChain:
-    """The cosine schedule (improved DDPM, arXiv 2102.09672, section 3.2), or `steps` of its 1,000 times.
-
-    The times taken are evenly spaced from 0 up ("leading" in diffusers): 0, 10, ..., 990 of 100 steps. MAR ends at 999,
-    where next to nothing is left of the token: its first step multiplies an error in the predicted noise by 316, ours
-    by 2. Our choice, since a head of width 32 that draws well by ours drew numbers in the thousands by MAR's. Where the
-    posterior is certain, at time 0, its variance is that of the step before, as in improved DDPM.
-
-    Plain arrays, not buffers: transformers would leave buffers that are not saved uninitialised when it loads.
-    """
-    level = np.cos((np.arange(NUM_TIMESTEPS + 1) / NUM_TIMESTEPS + 0.008) / 1.008 * np.pi / 2) ** 2
-    remains_T = np.cumprod(1 - np.minimum(1 - level[1:] / level[:-1], 0.999))  # alpha bar
-    times_S = np.arange(steps) * NUM_TIMESTEPS // steps
-    remains_S = remains_T[times_S]
-    before_S = np.append(1.0, remains_S[:-1])
-    alpha_S = remains_S / before_S
-    variance_S = (1 - alpha_S) * (1 - before_S) / (1 - remains_S)
-    variance_S[0] = variance_S[1] if steps > 1 else 1 - alpha_S[0]
-    return NoisingChain(
-        times=times_S,
-        token_scale=np.sqrt(remains_S),
-        noise_scale=np.sqrt(1 - remains_S),
-        mean_x=1 / np.sqrt(alpha_S),
-        mean_noise=(1 - alpha_S) / np.sqrt(alpha_S * (1 - remains_S)),
-        min_log_variance=np.log(variance_S),
-        max_log_variance=np.log(1 - alpha_S),
-    )
-
-
-class EpsilonObjective:
-    """The noise is predicted, and where between its two bounds the variance of a step lies (MAR, improved DDPM).
-
-    Both objectives: `losses(predict, tokens)` for training; `times`, `noises`, `start` and `step` for sampling.
-    """
-
-    num_outputs = 2  # for each number of a token
-    sampling_defaults: ClassVar[dict[str, Any]] = {
-        "num_inference_steps": 100,
-        "temperature": 1.0,
-        "guidance_scale": 1.0,
-        "guidance_schedule": "linear",
-    }
-    max_inference_steps = NUM_TIMESTEPS
-
-    def losses(
-        self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tokens_RND: torch.Tensor
-    ) -> torch.Tensor:
-        """Squared error of the noise plus the variational bound of a step in bits, means over D: float32 [R, N].
-
-        The bound trains the variance only: it sees the predicted noise without its gradient (improved DDPM, section
-        3.1). Its usual rescaling, T / 1000, is 1. Published code takes the likelihood of a pixel at time 0; tokens are
-        continuous and sampling adds no noise there, so the divergence stays at every time (our choice).
-        """
-        chain = noising_chain()
-        times_RN = torch.randint(NUM_TIMESTEPS, tokens_RND.shape[:2], device=tokens_RND.device)
-        noise_RND = torch.randn_like(tokens_RND)
-
-        def at_times(values_T: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values_T).float().to(times_RN.device)[times_RN][..., None]
-
-        noisy_RND = at_times(chain.token_scale) * tokens_RND + at_times(chain.noise_scale) * noise_RND
-        predicted_RND, share_RND = predict(noisy_RND, times_RN).chunk(2, -1)
-        squares_RND = (predicted_RND - noise_RND).square()
-
-        least_RN1, most_RN1 = at_times(chain.min_log_variance), at_times(chain.max_log_variance)
-        log_variance_RND = least_RN1 + (share_RND + 1) / 2 * (most_RN1 - least_RN1)
-        # Both means are mean_x * x_t - mean_noise * noise, of the true noise and of the predicted.
-        mean_squares_RND = at_times(chain.mean_noise).square() * squares_RND.detach()
-        excess_RND = log_variance_RND - least_RN1
-        divergence_RND = (excess_RND - 1 + (-excess_RND).exp() + mean_squares_RND * (-log_variance_RND).exp()) / 2
-        return (squares_RND + divergence_RND / math.log(2)).mean(-1)
-
-    def times(self, steps: int) -> list[float]:
-        return noising_chain(steps).times[::-1].tolist()
-
-    def noises(self, steps: int) -> int:
-        """Vectors of noise that a token takes: the start and every step but the last."""
-        return steps
-
-    def start(self, noise_SND: torch.Tensor, sampling: dict[str, Any]) -> torch.Tensor:
-        return noise_SND[0]
-
-    def step(
-        self, i: int, x_ND: torch.Tensor, outputs_N: torch.Tensor, noise_SND: torch.Tensor, sampling: dict[str, Any]
-    ) -> torch.Tensor:
-        """Ancestral sampling. `temperature` scales the noise of the steps, not the one started from (MAR)."""
-        steps = sampling["num_inference_steps"]
-        chain, t = noising_chain(steps), steps - 1 - i
-        predicted_ND, share_ND = outputs_N.chunk(2, -1)
-        mean_ND = float(chain.mean_x[t]) * x_ND - float(chain.mean_noise[t]) * predicted_ND
-        if t == 0:
-            return mean_ND
-        least, most = float(chain.min_log_variance[t]), float(chain.max_log_variance[t])
-        deviation_ND = ((least + (share_ND + 1) / 2 * (most - least)) / 2).exp()
-        return mean_ND + sampling["temperature"] * deviation_ND * noise_SND[i + 1]
-
-
-class FlowObjective:
-    """The velocity of the straight line from noise (time 0) to token (time 1) is predicted (our choice beside MAR's).
-
-    x_t = (1 - t) noise + t token, hence the velocity is token - noise (rectified flow, arXiv 2209.03003, section 2).
-    """
-
-    num_outputs = 1
-    # A quarter of the steps: straight lines forgive long ones (our choice).
-    sampling_defaults: ClassVar[dict[str, Any]] = EpsilonObjective.sampling_defaults | {"num_inference_steps": 25}
-    max_inference_steps = math.inf
-
-    def losses(
-        self, predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], tokens_RND: torch.Tensor
-    ) -> torch.Tensor:
-        """Squared error of the velocity at uniform times, means over D: float32 [R, N]."""
-        times_RN = torch.rand(tokens_RND.shape[:2], device=tokens_RND.device)
-        noise_RND = torch.randn_like(tokens_RND)
-        velocity_RND = tokens_RND - noise_RND
-        noisy_RND = noise_RND + times_RN[..., None] * velocity_RND
-        # A thousandfold, so that times lie as far apart in their embedding as those of the other objective.
-        return (predict(noisy_RND, NUM_TIMESTEPS * times_RN) - velocity_RND).square().mean(-1)
-
-    def times(self, steps: int) -> list[float]:
-        return [NUM_TIMESTEPS * i / steps for i in range(steps)]
-
-    def noises(self, steps: int) -> int:
-        return 1
-
-    def start(self, noise_SND: torch.Tensor, sampling: dict[str, Any]) -> torch.Tensor:
-        """`temperature` scales the noise started from: there is no other."""
-        return sampling["temperature"] * noise_SND[0]
-
-    def step(
-        self, i: int, x_ND: torch.Tensor, outputs_N: torch.Tensor, noise_SND: torch.Tensor, sampling: dict[str, Any]
-    ) -> torch.Tensor:
-        """Euler's method."""
-        return x_ND + outputs_N / sampling["num_inference_steps"]
-
-
-OBJECTIVES = {"epsilon": EpsilonObjective, "flow": FlowObjective}
-
-
-class HeadLinear(nn.Linear):
-    """A linear layer that knows how it starts: the backbone's one way for all of them does not do for a head."""
-
-    def __init__(self, inputs: int, outputs: int, start: Callable[[torch.Tensor], Any] = init.xavier_uniform_):
-        self.start = start
-        super().__init__(inputs, outputs)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        self.start(self.weight)
-        init.zeros_(self.bias)
-
-
-class HeadNorm(nn.LayerNorm):
-    """Layer norm whose gain starts at `gain`."""
-
-    def __init__(self, width: int, gain: float = 1.0):
-        self.gain = gain
-        super().__init__(width, eps=1e-6)
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        init.constant_(self.weight, self.gain)
-        init.zeros_(self.bias)
-
-
-class DenoisingBlock(nn.Module):
-    """Norm, modulation, Linear-SiLU-Linear, gate, residual; its modulating vectors come from outside."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.norm = HeadNorm(width)
-        self.mlp = nn.Sequential(HeadLinear(width, width), nn.SiLU(), HeadLinear(width, width))
-
-    def forward(
-        self, x_NW: torch.Tensor, shift_NW: torch.Tensor, scale_NW: torch.Tensor, gate_NW: torch.Tensor
-    ) -> torch.Tensor:
-        return x_NW + gate_NW * self.mlp(self.norm(x_NW) * (1 + scale_NW) + shift_NW)
-
-
-class DenoisingMLP(nn.Module):
-    """MAR's residual MLP with adaptive layer norm (arXiv 2406.11838 and its code). At the start no block changes
-    anything and the output is zero.
-
-    The modulating vectors of all blocks (shift, scale, gate) and of the final norm (shift, scale) are one matrix times
-    a condition. They read nothing of the token, so that a sampler has them for many steps from one multiplication.
-    """
-
-    def __init__(self, token_size: int, hidden_size: int, width: int, depth: int, num_outputs: int):
-        super().__init__()
-        self.width = width
-        small = functools.partial(init.normal_, std=0.02)
-        self.token_projection = HeadLinear(token_size, width)
-        self.time_mlp = nn.Sequential(
-            HeadLinear(2 * TIME_FREQUENCIES, width, small), nn.SiLU(), HeadLinear(width, width, small)
-        )
-        self.hidden_projection = HeadLinear(hidden_size, width)
-        self.modulation = HeadLinear(width, (3 * depth + 2) * width, init.zeros_)
-        self.blocks = nn.ModuleList([DenoisingBlock(width) for _ in range(depth)])
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.output = HeadLinear(width, num_outputs, init.zeros_)
-
-    def embed_times(self, times: torch.Tensor) -> torch.Tensor:
-        """[..., W] of times 0..1000 of any shape. The waves are float32: half precision cannot tell 999 from 1,000."""
-        waves = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=times.device) / TIME_FREQUENCIES
-        angles = times.float()[..., None] * torch.exp(-math.log(10_000) * waves)
-        return self.time_mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.output.weight.dtype))
-
-    def modulate(self, condition: torch.Tensor) -> torch.Tensor:
-        """Modulating vectors [..., M, W] of a condition [..., W]: time plus hidden state."""
-        return self.modulation(F.silu(condition)).unflatten(-1, (-1, self.width))
-
-    def modulate_steps(self, times_S: torch.Tensor, hidden_NH: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Modulating vectors [N, M, W] of each of S times in turn, computed for as many at once as memory allows."""
-        condition_NW, times_SW = self.hidden_projection(hidden_NH), self.embed_times(times_S)
-        size = max(1, len(hidden_NH) * self.modulation.out_features)
-        for times_sW in times_SW.split(max(1, MAX_MODULATIONS // size)):
-            yield from self.modulate(times_sW[:, None] + condition_NW)
-
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """Outputs float32 [..., num_outputs] of noisy tokens [..., D] and modulating vectors [..., M, W]."""
-        vectors = modulation.unbind(-2)
-        x = self.token_projection(x.to(self.output.weight.dtype))
-        for i, block in enumerate(self.blocks):
-            x = block(x, *vectors[3 * i : 3 * i + 3])
-        shift, scale = vectors[-2:]
-        return self.output(self.norm(x) * (1 + scale) + shift).float()
-
-
 class DiffusionHead(nn.Module):
     """Image tokens are vectors, each drawn by a small diffusion model given a hidden state (MAR, arXiv 2406.11838).
 
     A vector is fed back through a linear map and a layer norm, as in MAR (our choice: UniFluid's own was not found).
     """
+
+    text_rows = ALL_ROWS  # there are no codes
 
     def __init__(self, config: UnifiedConfig):
         super().__init__()
@@ -491,7 +217,7 @@ class DiffusionHead(nn.Module):
         self._check_width(tokens)
         return self.token_embedding(tokens.to(self.token_embedding[0].weight.dtype))
 
-    def loss(self, hidden_NH: torch.Tensor, tokens_ND: torch.Tensor, lm_head: LanguageHead) -> torch.Tensor:
+    def loss(self, hidden_NH: torch.Tensor, tokens_ND: torch.Tensor, lm_head: nn.Module) -> torch.Tensor:
         """The objective's loss of each token, float32 [N]: a mean over `diffusion_batch_mul` times and noises."""
         self._check_width(tokens_ND)
         condition_NW = self.net.hidden_projection(hidden_NH)
@@ -505,7 +231,7 @@ class DiffusionHead(nn.Module):
     def sample(
         self,
         hidden_NH: torch.Tensor,
-        lm_head: LanguageHead,
+        lm_head: nn.Module,
         sampling: dict[str, Any],
         null_hidden_NH: torch.Tensor | None = None,
         generators: list[torch.Generator] | None = None,

@@ -10,8 +10,11 @@ paradigm: the parts are looked up once, in the constructor.
 A slot is filled with an image token, whether the image is read or written; a feature placeholder with what the vision
 tower saw of an image that is read. Which images have slots, and which features, the processor has decided.
 
-B batch, T sequence, N images or positions, L tokens of an image, C channels, H hidden size (height in pixel shapes),
-W width, V vocabulary.
+Labels on feature placeholders are visual supervision (UVU): there the codec's token of what the feature shows is
+predicted, although the image is read and not written.
+
+B batch, T sequence, N images or positions, R images that are read as features, L tokens of an image, M features of all
+images together, C channels, H hidden size (height in pixel shapes), W width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
@@ -28,7 +32,8 @@ from .codecs_unified import CODECS
 from .configuration_unified import UnifiedConfig
 from .encoders_unified import ENCODERS, ImageBatch
 from .generation_unified import UnifiedGenerationMixin
-from .heads_unified import HEADS, START_BY_THEMSELVES, LanguageHead, token_losses
+from .heads_unified import HEADS, START_BY_THEMSELVES
+from .language_head_unified import LanguageHead, token_losses
 from .orders_unified import ORDERS, check_order, next_places, places_of_slots, put_in_order, raster
 
 if TYPE_CHECKING:  # saving follows relative imports by their text: this line ships the pipeline's file to the Hub
@@ -90,7 +95,29 @@ class UnifiedModel(UnifiedPreTrainedModel):
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image tokens [N, L] of pixels [N, C, H, W] in [-1, 1]."""
         with torch.no_grad():
-            return self.codec.encode(pixel_values.to(self.codec.dtype))
+            return self.codec.encode(pixel_values)
+
+    def encode_read_images(
+        self, feature_pixel_values: torch.Tensor, feature_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Image tokens [M] or [M, D] of what the vision tower is shown, one for each feature of all images in turn.
+
+        Raises:
+            ValueError: features and tokens that do not show the same squares of pixels.
+        """
+        if self.config.feature_stride != self.config.codec_config.stride:
+            raise ValueError(
+                f"a feature shows {self.config.feature_stride} pixels a side, an image token "
+                f"{self.config.codec_config.stride}: such features cannot be supervised, leave their labels out"
+            )
+        images = images_of_sizes(feature_pixel_values, feature_sizes)
+        tokens: list[torch.Tensor] = [None] * len(images)
+        for shape in {image.shape for image in images}:
+            alike = [index for index, image in enumerate(images) if image.shape == shape]
+            encoded = self.encode_images(torch.stack([images[index] for index in alike]))
+            for index, tokens_L in zip(alike, encoded, strict=True):
+                tokens[index] = tokens_L
+        return torch.cat(tokens)
 
     def embed_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """Embeddings [N, L, H] of image tokens, as the language model is fed them."""
@@ -102,25 +129,30 @@ class UnifiedModel(UnifiedPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_pixel_values: torch.Tensor | None = None,
+        feature_sizes: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Embeddings of images that are read, in `pooler_output`: a list of [placeholders, H], one for each image.
 
         Args:
             pixel_values: the codec's view, [N, C, H, W] in [-1, 1]; or `image_tokens`, computed before.
-            feature_pixel_values: the vision tower's view.
+            feature_pixel_values: the vision tower's view, [R, C, H, W], padded at the right and below.
+            feature_sizes: [R, 2], height and width in pixels of each image in it; by default all of it.
         """
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.encode_images(pixel_values)
-        images = ImageBatch(image_tokens, self.embed_image_tokens, feature_pixel_values)
-        embeds_NLH = torch.cat([encoder(images) for encoder in self.encoders.values()], dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=embeds_NLH, pooler_output=list(embeds_NLH))
+        view = images_of_sizes(feature_pixel_values, feature_sizes)
+        images = ImageBatch(image_tokens, self.embed_image_tokens, view)
+        parts = zip(*(encoder(images) for encoder in self.encoders.values()), strict=True)
+        embeds = [torch.cat(parts_of_image) for parts_of_image in parts]
+        return BaseModelOutputWithPooling(last_hidden_state=pad_sequence(embeds, True), pooler_output=embeds)
 
     def embed(
         self,
         input_ids: torch.Tensor,
         image_tokens: torch.Tensor | None = None,
         feature_pixel_values: torch.Tensor | None = None,
+        feature_sizes: torch.Tensor | None = None,
         images: BaseModelOutputWithPooling | None = None,
         image_orders: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -128,7 +160,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
         Args:
             image_tokens: of all images that have slots, by place.
-            feature_pixel_values: of all images that have feature placeholders.
+            feature_pixel_values, feature_sizes: of all images that have feature placeholders.
             images: instead of both, everything already embedded by `get_image_features`.
             image_orders: [N, L], in what order an image's tokens stand in its slots; raster by default.
         """
@@ -144,8 +176,8 @@ class UnifiedModel(UnifiedPreTrainedModel):
                 image_tokens = put_in_order(image_tokens, image_orders)
             tokens_embedded = self.embed_image_tokens(image_tokens).flatten(0, 1)
         if feature_pixel_values is not None:
-            view = ImageBatch(None, self.embed_image_tokens, feature_pixel_values)
-            features_embedded = self.encoders["features"](view).flatten(0, 1)
+            view = images_of_sizes(feature_pixel_values, feature_sizes)
+            features_embedded = torch.cat(self.encoders["features"](ImageBatch(None, self.embed_image_tokens, view)))
         embeds_BTH = fill(embeds_BTH, slots_BT, tokens_embedded, "image")
         embeds_BTH = fill(embeds_BTH, features_BT, features_embedded, "feature")
         return self.with_places(embeds_BTH, places_of_slots(slots_BT, image_orders))
@@ -177,6 +209,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_pixel_values: torch.FloatTensor | None = None,
+        feature_sizes: torch.LongTensor | None = None,
         image_orders: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
@@ -188,9 +221,13 @@ class UnifiedModel(UnifiedPreTrainedModel):
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.encode_images(pixel_values)
         if input_ids is not None:
-            inputs_embeds = self.embed(input_ids, image_tokens, feature_pixel_values, images, image_orders)
+            inputs_embeds = self.embed(
+                input_ids, image_tokens, feature_pixel_values, feature_sizes, images, image_orders
+            )
         elif images is not None or image_tokens is not None or feature_pixel_values is not None:
-            images = images or self.get_image_features(None, image_tokens, feature_pixel_values, return_dict=True)
+            images = images or self.get_image_features(
+                None, image_tokens, feature_pixel_values, feature_sizes, return_dict=True
+            )
             slots_BT = self.embeds_of(self.config.image_token_id, inputs_embeds)
             features_BT = self.embeds_of(self.config.image_feature_token_id, inputs_embeds)
             inputs_embeds = self.put_images(inputs_embeds, slots_BT, features_BT, images)
@@ -207,6 +244,18 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """Where the embedding of a placeholder stands, bool [B, T]."""
         ids = torch.tensor(token_id, device=embeds_BTH.device)
         return (embeds_BTH == self.get_input_embeddings()(ids)).all(-1)  # the module: Gemma's scales its rows
+
+
+def images_of_sizes(pixels_RCHW: torch.Tensor | None, sizes_R2: torch.Tensor | None) -> list[torch.Tensor] | None:
+    """R images [C, H, W] without the padding that made them one tensor."""
+    if pixels_RCHW is None or sizes_R2 is None:
+        return None if pixels_RCHW is None else list(pixels_RCHW)
+    if len(sizes_R2) != len(pixels_RCHW) or bool((sizes_R2 > sizes_R2.new_tensor(pixels_RCHW.shape[-2:])).any()):
+        raise ValueError(
+            f"feature_sizes {sizes_R2.tolist()} do not fit feature_pixel_values {list(pixels_RCHW.shape)}: pass both "
+            "as the processor made them"
+        )
+    return [pixels_CHW[:, :h, :w] for pixels_CHW, (h, w) in zip(pixels_RCHW, sizes_R2.tolist(), strict=True)]
 
 
 def fill(embeds_BTH: torch.Tensor, holes_BT: torch.Tensor, filling_NH: torch.Tensor, kind: str) -> torch.Tensor:
@@ -267,6 +316,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         pixel_values: torch.FloatTensor | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_pixel_values: torch.FloatTensor | None = None,
+        feature_sizes: torch.LongTensor | None = None,
+        feature_tokens: torch.Tensor | None = None,
         image_orders: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         skip_logits: bool | None = None,
@@ -277,10 +328,14 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         """Predictions, and losses where `labels` are given.
 
         Args:
-            labels: [B, T], -100 where nothing is predicted, the slot's id where an image token is.
+            labels: [B, T], -100 where nothing is predicted, the slot's id where an image token is, a feature's id
+                where the token of what that feature shows is.
             pixel_values: images [N, C, H, W] in [-1, 1], in the order of their slots over the batch.
             image_tokens: their tokens [N, L] or [N, L, D], by place, computed before, instead of pixels.
-            feature_pixel_values: images as the vision tower is shown them, in the order of their placeholders.
+            feature_pixel_values: images [R, C, H, W] as the vision tower is shown them, in the order of their
+                placeholders, padded at the right and below; `feature_sizes` [R, 2] are their true heights and widths.
+            feature_tokens: image tokens [M] or [M, D] of all features, for labels on them; see `encode_read_images`,
+                which makes them where they are needed and not given.
             image_orders: [N, L], in what order the tokens of each image stand in its slots. By default the model's own
                 order for images that are predicted, raster for those that are read.
             skip_logits: leave out the logits, which for a large vocabulary cost more than the model; by default in
@@ -302,6 +357,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
             use_cache=use_cache,
             image_tokens=image_tokens,
             feature_pixel_values=feature_pixel_values,
+            feature_sizes=feature_sizes,
             image_orders=image_orders,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -314,7 +370,9 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         if labels is not None:
             if image_orders is not None:
                 image_tokens = put_in_order(image_tokens, image_orders)
-            text_loss, image_loss = self.losses(hidden_BTH, labels, input_ids, image_tokens)
+            if feature_tokens is None and bool((labels == self.config.image_feature_token_id).any()):
+                feature_tokens = self.model.encode_read_images(feature_pixel_values, feature_sizes)
+            text_loss, image_loss = self.losses(hidden_BTH, labels, input_ids, image_tokens, feature_tokens)
             predicted = max(1, len(text_loss) + len(image_loss)) if num_items_in_batch is None else num_items_in_batch
             loss = (text_loss.sum() + image_loss.sum()) / predicted
         return UnifiedOutput(
@@ -345,22 +403,46 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         labels_BT: torch.Tensor,
         input_ids: torch.Tensor | None,
         image_tokens: torch.Tensor | None,
+        feature_tokens: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Unreduced losses of the text and of the image tokens that `labels_BT` asks for.
 
-        `image_tokens` are given as they stand in the slots.
+        `image_tokens` are given as they stand in the slots, and so are `feature_tokens`. Losses of written tokens come
+        before those of read ones.
         """
-        before_BTH, next_BT = hidden_BTH[:, :-1], labels_BT[:, 1:].to(hidden_BTH.device)
-        drawn_BT = next_BT == self.config.image_token_id
-        text_BT = (next_BT != -100) & ~drawn_BT
-        head, rows = self.model.image_head, self.lm_head.weight.shape[0]
-        text_loss = token_losses(before_BTH[text_BT], next_BT[text_BT], self.lm_head, head.closed_rows(rows))
-        if not bool(drawn_BT.any()):
+        config, head, labels_BT = self.config, self.model.image_head, labels_BT.to(hidden_BTH.device)
+        slot, feature = config.image_token_id, config.image_feature_token_id
+        text_BT = (labels_BT != -100) & (labels_BT != slot) & (labels_BT != feature)
+        text_hidden_NH, text_ids_N = predicting(hidden_BTH, text_BT, 1), labels_BT[:, 1:][text_BT[:, 1:]]
+        text_loss = token_losses(
+            text_hidden_NH, text_ids_N, self.lm_head, head.closed_rows(self.lm_head.weight.shape[0]), head.text_rows
+        )
+        hidden, targets = [], []
+        for kind, tokens, offset in ((slot, image_tokens, 1), (feature, feature_tokens, config.visual_target_offset)):
+            asked_BT = labels_BT == kind
+            if not bool(asked_BT.any()):
+                continue
+            if tokens is None or input_ids is None:
+                asked = int(asked_BT.sum())
+                raise ValueError(f"{asked} labels are image placeholders, but no images were passed with input_ids")
+            holes_BT = input_ids == kind
+            tokens = tokens.flatten(0, 1) if kind == slot else tokens
+            if len(tokens) != int(holes_BT.sum()) or bool((asked_BT & ~holes_BT).any()):
+                raise ValueError(
+                    f"{int(asked_BT.sum())} labels on {int(holes_BT.sum())} placeholders, but {len(tokens)} image "
+                    "tokens: labels stand on placeholders, and each of these has a token"
+                )
+            hidden.append(predicting(hidden_BTH, asked_BT, offset))
+            targets.append(tokens[asked_BT[holes_BT]])
+        if not hidden:
             return text_loss, text_loss.new_zeros(0)
-        if image_tokens is None or input_ids is None:
-            raise ValueError(f"{int(drawn_BT.sum())} labels are image slots, but no images were passed with input_ids")
-        drawn_of_slots = drawn_BT[input_ids[:, 1:] == self.config.image_token_id]
-        return text_loss, head.loss(before_BTH[drawn_BT], image_tokens.flatten(0, 1)[drawn_of_slots], self.lm_head)
+        return text_loss, head.loss(torch.cat(hidden), torch.cat(targets), self.lm_head)
+
+
+def predicting(hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, offset: int) -> torch.Tensor:
+    """Hidden states [N, H] that stand `offset` positions before the targets, in their order."""
+    positions = hidden_BTH.shape[1] - offset
+    return hidden_BTH[:, :positions][targets_BT[:, offset:]]
 
 
 __all__ = ["UnifiedForConditionalGeneration", "UnifiedModel", "UnifiedOutput", "UnifiedPreTrainedModel"]

@@ -9,6 +9,7 @@ feature).
 """
 
 import base64
+import math
 import os
 from io import BytesIO
 from itertools import count
@@ -98,6 +99,23 @@ class UnifiedImageProcessor(PilBackend):
         pixels_NCHW = pixels.reshape(-1, *pixels.shape[-3:]) * std + mean
         bytes_NHWC = np.rint(pixels_NCHW.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
         return [Image.fromarray(image_HWC) for image_HWC in bytes_NHWC]
+
+
+def native_size(height: int, width: int, stride: int, max_tokens: int) -> tuple[int, int]:
+    """Height and width, multiples of `stride`, nearest to an image's own; smaller, at its own aspect ratio, where more
+    than `max_tokens` squares of `stride` pixels would cover it.
+
+    Raises:
+        ValueError: an image that does not cover one square.
+    """
+    if min(height, width) < stride:
+        raise ValueError(f"it is {height}x{width} (height x width), less than a token of {stride} pixels: enlarge it")
+    rows, columns = round(height / stride), round(width / stride)
+    if rows * columns > max_tokens:
+        scale = math.sqrt(max_tokens / (height * width))
+        # Of a very long image one side is raised to 1, and the other may not exceed the whole.
+        rows, columns = (min(max(1, math.floor(side * scale)), max_tokens) for side in (height, width))
+    return rows * stride, columns * stride
 
 
 def load_rgb(source: Any, index: int) -> Image.Image:

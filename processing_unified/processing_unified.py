@@ -15,6 +15,7 @@ fills the placeholders, which depend on how it reads an image (`image_inputs`, i
     a written image      one `<|image_slot|>` per image token         from `pixel_values` or `image_tokens`
 
 Each tensor holds only the images that have its placeholders, in reading order, and is left out where there are none.
+With `max_features` every image is read at its own size: `feature_sizes` then tell pixels from padding.
 All images of a prompt are read, those of an earlier answer too: raw text does not say who drew an image.
 
 Legend: B conversations or texts, T sequence, N images of the whole batch that have slots, R those that have features, L
@@ -27,11 +28,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from .image_processing_unified import load_rgb
+from .image_processing_unified import load_rgb, native_size
 from .layout_unified import CHAT_TEMPLATE, IGNORE_INDEX, Span, SpecialIds, lay_out, read_back, split_into_spans
 
 SPECIAL_TOKEN_ATTRIBUTES = (
@@ -64,9 +66,11 @@ class UnifiedProcessor(ProcessorMixin):
         image_stride: pixels per image token and side, as of the codec; by default that of the image processor, which is
             set to it otherwise.
         image_inputs: what an image is read through, in order: "codes", "latents", "features"; as in the model's config.
-        feature_stride: pixels per feature and side, as of the vision tower; needed for "features".
+        feature_stride: pixels per feature and side, as in the model's config; needed for "features".
         feature_size: `{"height":, "width":}` in pixels that the view for features is resized to, whatever the size that
             the codec sees; by default the features are read from the same pixels.
+        max_features: instead, the view for features keeps an image's own size and aspect ratio, to whole features, and
+            is made smaller only where it had more of them than this. For towers that take any size (SigLIP-2 NaFlex).
 
     Raises:
         ValueError: a tokenizer without one of the tokens; image inputs that are unknown, none, or two for the same
@@ -86,6 +90,7 @@ class UnifiedProcessor(ProcessorMixin):
         image_inputs: Sequence[str] = ("codes",),
         feature_stride: int | None = None,
         feature_size: dict[str, int] | None = None,
+        max_features: int | None = None,
     ):
         missing = [name for name in SPECIAL_TOKEN_ATTRIBUTES if getattr(tokenizer, name, None) is None]
         if missing:
@@ -111,7 +116,8 @@ class UnifiedProcessor(ProcessorMixin):
             slot=tokenizer.image_token_id,
             feature=tokenizer.image_feature_token_id,
         )
-        self.image_inputs, self.feature_stride, self.feature_size = list(image_inputs), feature_stride, feature_size
+        self.image_inputs, self.feature_stride = list(image_inputs), feature_stride
+        self.feature_size, self.max_features = feature_size, max_features
         self._check_image_inputs()
         self.read_placeholders = [getattr(tokenizer, PLACEHOLDERS[name]) for name in self.image_inputs]
         self.reads_slots = self.image_token in self.read_placeholders
@@ -119,7 +125,8 @@ class UnifiedProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return super().model_input_names + ["feature_pixel_values"] * self.reads_features
+        names = ["feature_pixel_values"] * self.reads_features + ["feature_sizes"] * bool(self.max_features)
+        return super().model_input_names + names
 
     def __call__(self, images=None, text=None, generation_mode: str | None = None, **kwargs) -> BatchFeature:
         """Raw prompts to model inputs.
@@ -133,7 +140,8 @@ class UnifiedProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` [B,T], padded on the left; with images also `pixel_values` [N,3,H,W] where the
-            model reads codes or latents, `feature_pixel_values` [R,3,h,w] where it reads features.
+            model reads codes or latents, `feature_pixel_values` [R,3,h,w] where it reads features, and `feature_sizes`
+            [R,2] where it reads them at the images' own sizes.
 
         Raises:
             ValueError: if the numbers of images and placeholders differ, a text is longer than the tokenizer's
@@ -161,8 +169,9 @@ class UnifiedProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The text of one read image, from the views of all."""
-        views = {key: pixels[image_idx : image_idx + 1] for key, pixels in image_inputs.items()}
-        return self.boi_token + "".join(self._placeholders(views, written=False)) + self.eoi_token
+        views = {key: values[image_idx : image_idx + 1] for key, values in image_inputs.items()}
+        features = next(iter(self._features_of(views)), 0)
+        return self.boi_token + "".join(self._placeholders(self._slots_of(views), features)) + self.eoi_token
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
         """Every text has as many placeholders as images (a list of lists is checked text by text)."""
@@ -171,7 +180,11 @@ class UnifiedProcessor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def encode_conversations(
-        self, conversations: Sequence[Sequence[dict]], padding_side: str = "right", max_length: int | None = None
+        self,
+        conversations: Sequence[Sequence[dict]],
+        padding_side: str = "right",
+        max_length: int | None = None,
+        supervise_features: bool = False,
     ) -> BatchFeature:
         """Conversations to one training batch.
 
@@ -181,17 +194,21 @@ class UnifiedProcessor(ProcessorMixin):
                 fill the slots, then pixels only the features. The slots of one batch are filled from one of the two.
             padding_side: "right" for training; "left" is for scoring beside generated sequences.
             max_length: most tokens of a conversation; none by default.
+            supervise_features: whether the model shall predict what it reads, too: labels on every feature (UVU's
+                visual supervision).
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B,T] int64 (labels: see `layout_unified.py`; -100 at padding) and,
             where there are images with slots, `pixel_values` [N,3,H,W] or `image_tokens` ([N,L] int64, [N,L,D]
-            float32), with features `feature_pixel_values` [R,3,h,w].
+            float32), with features `feature_pixel_values` [R,3,h,w] and, with `max_features`, `feature_sizes` [R,2].
 
         Raises:
             ValueError: naming the conversation by its index: malformed, too long, a special token written out in its
                 text; naming the image by its place in the batch: slots filled from pixels here and from tokens there,
-                tokens of different shapes, features to be read without `image`.
+                tokens of different shapes, features to be read without `image`. Features to supervise, but not read.
         """
+        if supervise_features and not self.reads_features:
+            raise ValueError(f"image_inputs is {self.image_inputs}: there are no features to supervise")
         if padding_side not in ("left", "right"):
             raise ValueError(f'padding_side is {padding_side!r}: pass "left" or "right"')
         rows = [
@@ -199,20 +216,24 @@ class UnifiedProcessor(ProcessorMixin):
             for index, conversation in enumerate(conversations)
         ]
         image_inputs = self._encode_images([span for row in rows for span in row if span.kind == "image"])
-        placeholder_ids = {
-            written: self.tokenizer.convert_tokens_to_ids(self._placeholders(image_inputs, written))
-            for written in (False, True)
-        }
+        slots, features = self._slots_of(image_inputs), iter(self._features_of(image_inputs))
         token_ids = iter(self._encode_texts(rows))
+
+        def image_ids(span: Span) -> list[int]:
+            if span.written:
+                return [self.image_token_id] * slots
+            read = self._placeholders(slots, next(features) if self.reads_features else 0)
+            return self.tokenizer.convert_tokens_to_ids(read)
+
         input_ids, labels = [], []
         for index, row in enumerate(rows):
             contents = {
                 "text": lambda span: next(token_ids),
-                "image": lambda span: placeholder_ids[span.written],
+                "image": image_ids,
                 "end": lambda span: None,
             }
             spans = [span._replace(content=contents[span.kind](span)) for span in row]
-            ids_T, labels_T = lay_out(spans, self.special_ids)
+            ids_T, labels_T = lay_out(spans, self.special_ids, supervise_features)
             if max_length is not None and len(ids_T) > max_length:
                 raise ValueError(
                     f"conversation {index} has {len(ids_T)} tokens, but max_length is {max_length}: shorten it"
@@ -285,6 +306,11 @@ class UnifiedProcessor(ProcessorMixin):
                 f"image_inputs is {self.image_inputs}, but feature_stride is {self.feature_stride}: pass the pixels "
                 "per feature and side, the patch size of the vision tower"
             )
+        if self.max_features is not None and (self.max_features < 1 or self.feature_size is not None):
+            raise ValueError(
+                f"max_features is {self.max_features}, feature_size {self.feature_size}: pass one of them, and "
+                "max_features of at least 1"
+            )
         if self.feature_size is None:
             return  # the size is that of the call, and checked there
         size = self.feature_size if isinstance(self.feature_size, Mapping) else {}
@@ -303,31 +329,49 @@ class UnifiedProcessor(ProcessorMixin):
         """The views of a prompt's images, and the text that replaces the placeholder of each."""
         views = dict(self.image_processor(images, **kwargs)) if self.reads_slots else {}
         if self.reads_features:
-            views["feature_pixel_values"] = self._view_for_features(images, **kwargs)
+            views |= self._view_for_features(images, **kwargs)
         count = len(next(iter(views.values())))
         return views, [self.replace_image_token(views, image_idx=index) for index in range(count)]
 
-    def _view_for_features(self, images: Any, **kwargs) -> Any:
-        """Pixels [R,3,h,w] in [-1,1], the range SigLIP was trained with too (mean and std of 0.5)."""
-        kwargs["stride"] = self.feature_stride
+    def _view_for_features(self, images: Any, **kwargs) -> dict[str, torch.Tensor]:
+        """Pixels [R,3,h,w] in [-1,1], the range SigLIP was trained with too (mean and std of 0.5), and their sizes."""
+        kwargs |= {"stride": self.feature_stride, "return_tensors": "pt"}
         if self.feature_size is not None:
             kwargs |= {"size": self.feature_size, "do_resize": True}
-        return _named("view for features", self.image_processor, images, **kwargs)["pixel_values"]
+        if self.max_features is None:
+            view = _named("view for features", self.image_processor, images, **kwargs)
+            return {"feature_pixel_values": view["pixel_values"]}
+        pixels, kwargs["do_resize"] = [], True
+        for index, image in enumerate(_flatten(self.image_processor.fetch_images(images))):
+            limits = self.feature_stride, self.max_features
+            height, width = _named(f"image {index}", native_size, image.height, image.width, *limits)
+            view = self.image_processor(image, **kwargs | {"size": {"height": height, "width": width}})
+            pixels.append(view["pixel_values"][0])
+        sizes_R2 = torch.tensor([pixels_CHW.shape[-2:] for pixels_CHW in pixels])
+        height, width = sizes_R2.amax(0).tolist()
+        padded = [F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in pixels]
+        return {"feature_pixel_values": torch.stack(padded), "feature_sizes": sizes_R2}
 
-    def _placeholders(self, image_inputs: Mapping[str, Any], written: bool) -> list[str]:
-        """What stands between [SOI] and [EOI] of each image of `image_inputs`; they share one size."""
-        counts = {self.image_token: 0, self.image_feature_token: 0}
+    def _slots_of(self, image_inputs: Mapping[str, Any]) -> int:
+        """Image tokens of each image that has slots; they share one size."""
         if "image_tokens" in image_inputs:
-            counts[self.image_token] = len(image_inputs["image_tokens"][0])
-        for key, token, stride in (
-            ("pixel_values", self.image_token, self.image_stride),
-            ("feature_pixel_values", self.image_feature_token, self.feature_stride),
-        ):
-            if key in image_inputs:
-                height, width = image_inputs[key][0].shape[-2:]
-                counts[token] = (height // stride) * (width // stride)
-        tokens = [self.image_token] if written else self.read_placeholders
-        return [token for token in tokens for _ in range(counts[token])]
+            return len(image_inputs["image_tokens"][0])
+        if "pixel_values" in image_inputs:
+            height, width = image_inputs["pixel_values"][0].shape[-2:]
+            return (height // self.image_stride) * (width // self.image_stride)
+        return 0
+
+    def _features_of(self, image_inputs: Mapping[str, Any]) -> list[int]:
+        """Features of each image that is read through them."""
+        sizes = [pixels_CHW.shape[-2:] for pixels_CHW in image_inputs.get("feature_pixel_values", [])]
+        if "feature_sizes" in image_inputs:
+            sizes = [tuple(map(int, size)) for size in image_inputs["feature_sizes"]]
+        return [(height // self.feature_stride) * (width // self.feature_stride) for height, width in sizes]
+
+    def _placeholders(self, slots: int, features: int) -> list[str]:
+        """What stands between [SOI] and [EOI] of an image that is read."""
+        counts = {self.image_token: slots, self.image_feature_token: features}
+        return [token for token in self.read_placeholders for _ in range(counts[token])]
 
     def _check_placeholders(self, images: Any, placeholders: list[int]) -> None:
         given = _images_per_text(images, placeholders)
@@ -378,7 +422,7 @@ class UnifiedProcessor(ProcessorMixin):
             inputs["image_tokens"] = _stack({index: part["image_tokens"] for index, part in with_slots.items()})
         if with_features:
             images_read = [pixels[index] for index in with_features]
-            inputs["feature_pixel_values"] = self._view_for_features(images_read, return_tensors="pt")
+            inputs |= self._view_for_features(images_read)
         return inputs
 
     def _interleave(self, ids_T: list[int], images: Any, **kwargs) -> list[str | Image.Image]:
@@ -466,6 +510,10 @@ def _images_per_text(images: Any, placeholders: list[int]) -> list[int]:
         left -= given[-1]
     given[-1] += left
     return given
+
+
+def _flatten(images: Any) -> list[Image.Image]:
+    return [leaf for entry in images for leaf in _flatten(entry)] if isinstance(images, list | tuple) else [images]
 
 
 def _is_batch(images: Any) -> bool:

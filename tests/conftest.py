@@ -102,8 +102,26 @@ def tiny_vector_parts() -> dict:
     }
 
 
+def tiny_patch_parts() -> dict:
+    """16 codewords of 2x2 pixels; a tower of 1x1 patches, merged to features that show what a codeword shows."""
+    return {
+        "codec_config": {"model_type": "unified_patch", "patch_size": STRIDE, "num_codewords": 16},
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "patch_size": 1,
+            "num_patches": 16,
+            "vision_use_head": False,
+        },
+        "spatial_merge_size": STRIDE,
+    }
+
+
 # What the rows of the table need at tiny sizes, beside the codec with codes that `make_tiny_config` begins with.
-TINY_PARTS = {"ugen": dict, "unifluid": tiny_vector_parts}
+TINY_PARTS = {"ugen": dict, "unifluid": tiny_vector_parts, "uvu": tiny_patch_parts}
 
 
 @pytest.fixture
@@ -123,7 +141,8 @@ def make_tiny_config(trained_tokenizer):
         tokenizer = trained_tokenizer
         codec_arguments = tiny_codec_arguments()
         parts = TINY_PARTS.get(paradigm, dict)()
-        num_codes = 0 if "codec_config" in parts else codec_arguments["num_vq_embeddings"]
+        codec = parts.get("codec_config", codec_arguments)
+        num_codes = codec.get("num_vq_embeddings", 0) + codec.get("num_codewords", 0)
         arguments = {
             "text_config": {
                 "model_type": "llama",
@@ -175,13 +194,14 @@ def make_tiny_processor(trained_tokenizer):
         tokenizer = copy.deepcopy(trained_tokenizer)
         if config is None:
             return UnifiedProcessor(image_processor, tokenizer, image_stride=STRIDE)
-        feature_stride = config.vision_config.patch_size if config.vision_config else None
+        any_size = config.vision_config and config.vision_config.model_type == "siglip2_vision_model"
         return UnifiedProcessor(
             image_processor,
             tokenizer,
             image_stride=config.codec_config.stride,
             image_inputs=config.image_inputs,
-            feature_stride=feature_stride,
+            feature_stride=config.feature_stride,
+            max_features=64 if any_size else None,
         )
 
     return make

@@ -27,13 +27,15 @@ MAY_IMPORT = {
     "modeling_unified/orders_unified.py": set(),
     "modeling_unified/codecs_unified.py": CONFIGURATION,
     "modeling_unified/encoders_unified.py": CONFIGURATION,
-    "modeling_unified/heads_unified.py": CONFIGURATION,
+    "modeling_unified/language_head_unified.py": set(),
+    "modeling_unified/diffusion_unified.py": set(),
+    "modeling_unified/heads_unified.py": CONFIGURATION | {MODEL + "language_head_unified", MODEL + "diffusion_unified"},
     "modeling_unified/decoding_unified.py": {MODEL + "heads_unified"},  # text is drawn as codes are
     "modeling_unified/generation_unified.py": {MODEL + "decoding_unified", MODEL + "orders_unified"},
     "modeling_unified/pipeline_unified.py": set(),
     "modeling_unified/modeling_unified.py": {
         MODEL + f"{part}_unified"
-        for part in ("configuration", "codecs", "encoders", "heads", "orders", "generation", "pipeline")
+        for part in "configuration codecs encoders heads language_head orders generation pipeline".split()
     },
     "modeling_unified/__init__.py": {"modeling_unified", "processing_unified"},
     "processing_unified/": {"processing_unified"},

@@ -62,15 +62,19 @@ def build_config(
     )
 
 
-def build_processor(config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase) -> UnifiedProcessor:
-    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view."""
+def build_processor(
+    config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase, max_features: int | None = None
+) -> UnifiedProcessor:
+    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view, or with
+    `max_features` an image at its own size."""
     height, width = config.image_size
     return UnifiedProcessor(
         UnifiedImageProcessor(size={"height": height, "width": width}),
         tokenizer,
         image_stride=config.codec_config.stride,
         image_inputs=config.image_inputs,
-        feature_stride=config.vision_config.patch_size if config.vision_config else None,
+        feature_stride=config.feature_stride,
+        max_features=max_features,
     )
 
 

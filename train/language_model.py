@@ -47,13 +47,13 @@ def train_language_model(
     """
     checkpoint = open_run(recipe, output, resume)
     texts, bad_texts = read_texts(DATA / "glosses.parquet", skip_bad_rows)
-    if checkpoint:
-        processor = UnifiedProcessor.from_pretrained(checkpoint)
-        model = UnifiedForConditionalGeneration.from_pretrained(checkpoint)
+    if whole := checkpoint or (recipe.model and trained_folder(recipe.model, "model")):
+        processor = UnifiedProcessor.from_pretrained(whole)
+        model = UnifiedForConditionalGeneration.from_pretrained(whole)
     else:
         tokenizer = build_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
-        processor = build_processor(model.config, tokenizer)
+        processor = build_processor(model.config, tokenizer, recipe.max_features)
     # Runs that lie side by side share their scenes.
     mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
@@ -154,7 +154,7 @@ def build_trainer(
         model=model,
         args=training_arguments(recipe, output),
         train_dataset=mixture,
-        data_collator=Collator(processor, max_length=model.config.text_config.max_position_embeddings),
+        data_collator=Collator(processor, model.config.text_config.max_position_embeddings, recipe.supervise_features),
         processing_class=processor,
         text_weight=recipe.text_weight,
         image_weight=recipe.image_weight,

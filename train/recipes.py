@@ -78,6 +78,37 @@ class KLCodecRecipe(CodecRecipe):
 
 
 @dataclass(frozen=True)
+class CodebookRecipe:
+    """Building of a patch codebook (UVU) by `train.codebook`. Our choices unless the paper is named."""
+
+    name: str
+    seed: int = 0
+
+    images: str | None = None  # what `train.patches.open_images` takes
+    held_out: str | None = None  # the same; None: a share of the images
+    held_out_share: float = 0.05
+    held_out_patches: int = 20_000  # as many of them judge every round
+    patch_size: int = 32  # UVU
+    reductions: tuple[int, ...] = (1,)  # every image is looked at in its own size and reduced so many times
+    num_codewords: int = 200_000  # UVU
+    continue_from: str | None = None  # folder of a codebook that this build goes on from, with other images
+
+    index: str = "flat"  # exact; "ivf": the square root of the comparisons, inexact
+    patches_per_round: int = 20_000_000  # UVU; what a round holds in memory
+    initial_rounds: int = 5  # on one sample: the paper's initial k-means
+    rounds: int = 20  # with the initial ones
+    tolerance: float = 1e-3  # rounds end when centres move less; an eighth of a step of 8 bits
+
+    # The paper's additions to k-means. Their values are not known.
+    position_strength: float = 0.0  # of the encoding of places, in units of pixels in [-1, 1]
+    drop_repeats: bool = False
+    delta: int = 0  # clusters of fewer members are set aside; 0: none are
+    alpha: int = 0  # patches of such clusters that are clustered together
+    samples_per_bin: int | None = None  # of each interval of distance of a cluster; None: all members
+    distance_bins: int = 8
+
+
+@dataclass(frozen=True)
 class LanguageModelRecipe(Recipe):
     """Training of a unified model. Our choices unless a source is named."""
 
@@ -91,6 +122,8 @@ class LanguageModelRecipe(Recipe):
     )  # fmt: skip
     text_vocab_size: int = 4096
     image_size: int = 64
+    max_features: int | None = None  # of an image that is read at its own size; None: all are resized to image_size
+    model: str | None = None  # folder of the whole model that is trained on; None: a new one, of the parts below
     text_model: str | None = None  # folder of the run this one starts from; None: a new tokenizer and random weights
     codec: str | None = None  # folder of the trained codec; None: text only
     parts: dict[str, Any] = field(default_factory=dict)  # fields of `UnifiedConfig` beyond the paradigm's own
@@ -100,6 +133,11 @@ class LanguageModelRecipe(Recipe):
     steps_per_code: float | None = None
     loss_on_mask: bool = True
     inactive_codes_in_softmax: bool = False
+
+    # Visual supervision (UVU): images that are read are predicted too. Of their tokens the rarest count, that many for
+    # every token of text; None: all of them.
+    supervise_features: bool = False
+    supervised_ratio: float | None = None
 
     # Data: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
     text_parts: int = 1
@@ -153,8 +191,10 @@ def spark_ugen() -> LanguageModelRecipe:
 def spark_unifluid() -> LanguageModelRecipe:
     """The data, backbone and steps of `spark/ugen`, and editing; images as vectors, in random order.
 
-    The text loss is weighted by lambda = 0.2, the middle of the paper's sweep: the paper's best for images is 0.005 and
-    for understanding 1, both relative to its own, unknown normalisation of the image loss. Our choice to be re-tuned.
+    The head learns velocities, not MAR's noises (our choice, measured at these sizes: `spark/unifluid-epsilon`). The
+    noise's error hardly depends on which token it hides where noise is all there is, so what the words ask for is
+    learned late. The text loss is weighted by lambda = 0.5, inside the paper's sweep: its best for images is 0.005 and
+    for understanding 1, both relative to its own, unknown normalisation of the image loss.
     """
     return replace(
         spark_ugen(),
@@ -169,12 +209,19 @@ def spark_unifluid() -> LanguageModelRecipe:
                 "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64, "patch_size": 16,
                 "vision_use_head": False,
             },
+            "diffusion_objective": "flow",
             "diffusion_width": 384,
             "diffusion_depth": 3,
         },
         editing_parts=2,
-        text_weight=0.2,
+        text_weight=0.5,
     )  # fmt: skip
+
+
+def spark_unifluid_epsilon() -> LanguageModelRecipe:
+    """The paper's objective, MAR's: the noise and its variance are predicted."""
+    recipe = spark_unifluid()
+    return replace(recipe, name="spark/unifluid-epsilon", parts={**recipe.parts, "diffusion_objective": "epsilon"})
 
 
 def spark_unifluid_raster() -> LanguageModelRecipe:
@@ -212,6 +259,108 @@ def spark_ugen_never() -> LanguageModelRecipe:
     return replace(spark_ugen(), name="spark/ugen-never", steps_per_code=math.inf)
 
 
+def spark_uvu() -> LanguageModelRecipe:
+    """The data, backbone and steps of `spark/ugen`; images are read as features and written as patches of 8x8 pixels,
+    and what is read is predicted too.
+
+    Losses are weighted 0.5 and 1.0 as in the paper. Its balancing of long tails is off: a scene's codes are few, and
+    most of them are white (our choice; `spark/uvu-balanced` has it).
+    """
+    return replace(
+        spark_ugen(),
+        name="spark/uvu",
+        paradigm="uvu",
+        codec="runs/patch",
+        steps_per_code=None,
+        max_features=64,
+        parts={
+            "vision_config": {
+                "model_type": "siglip2_vision_model", "hidden_size": 192, "intermediate_size": 512,
+                "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 4, "num_patches": 256,
+                "vision_use_head": False,
+            },
+        },
+        supervise_features=True,
+        image_weight=0.5,
+    )  # fmt: skip
+
+
+def spark_uvu_balanced() -> LanguageModelRecipe:
+    """With the paper's balancing: of the codes that are read, as many as there are tokens of text, the rarest first."""
+    return replace(spark_uvu(), name="spark/uvu-balanced", supervised_ratio=1.0)
+
+
+def spark_uvu_unsupervised() -> LanguageModelRecipe:
+    """The paper's baseline (UVU*): images that are read are not predicted."""
+    return replace(spark_uvu(), name="spark/uvu-unsupervised", supervise_features=False)
+
+
+def spark_uvu_vq() -> LanguageModelRecipe:
+    """The paper's other baseline (AR+VQ): the targets are codes of a VQ codec, one for the same 8x8 pixels."""
+    recipe = spark_uvu()
+    return replace(recipe, name="spark/uvu-vq", codec="runs/vq", parts={**recipe.parts, "image_codec": "vq"})
+
+
+def spark_uvu_tuned() -> LanguageModelRecipe:
+    """Fine-tuning on answers alone, without image loss, as the paper ends: no row of a code is moved."""
+    return replace(
+        spark_uvu(),
+        name="spark/uvu-tuned",
+        model="runs/uvu",
+        supervise_features=False,
+        text_parts=0,
+        image_to_text_parts=1,
+        text_to_image_parts=0,
+        question_share=1.0,
+        learning_rate=2e-4,
+        steps=500,
+    )
+
+
+def photo_patch_plain() -> CodebookRecipe:
+    """Patches of photographs by plain k-means, the first row of the paper's ablation. Pass --images."""
+    return CodebookRecipe(
+        "photo/patch-plain", reductions=(1, 2, 4), num_codewords=4096, patches_per_round=250_000, rounds=15
+    )
+
+
+def photo_patch_position() -> CodebookRecipe:
+    """With positional encoding, the second row."""
+    return replace(photo_patch_plain(), name="photo/patch-position", position_strength=0.1)
+
+
+def photo_patch() -> CodebookRecipe:
+    """With iterative hierarchical clustering too, the third row and the paper's method."""
+    return replace(
+        photo_patch_position(), name="photo/patch", drop_repeats=True, delta=4, alpha=2000, samples_per_bin=8
+    )
+
+
+def spark_patch() -> CodebookRecipe:
+    """4,096 codewords of 8x8 pixels for an image of 64x64: as many places as `spark/vq` has codes.
+
+    Scenes repeat a finite set of drawings on white, so most patches are repeats. Places are not encoded: a drawing
+    stands anywhere, and a patch of it should be the same codeword everywhere.
+    """
+    return replace(
+        photo_patch(),
+        name="spark/patch",
+        images="spark",
+        held_out="spark/held-out",
+        patch_size=8,
+        reductions=(1,),
+        position_strength=0.0,
+        patches_per_round=200_000,
+    )
+
+
+CODEBOOKS: dict[str, Callable[[], CodebookRecipe]] = {
+    "photo/patch-plain": photo_patch_plain,
+    "photo/patch-position": photo_patch_position,
+    "photo/patch": photo_patch,
+    "spark/patch": spark_patch,
+}
+
 LAMBDAS = (0.005, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)  # UniFluid, Fig. 3
 
 RECIPES: dict[str, Callable[[], Any]] = {
@@ -223,7 +372,13 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "spark/ugen-never": spark_ugen_never,
     "spark/unifluid": spark_unifluid,
     "spark/unifluid-raster": spark_unifluid_raster,
+    "spark/unifluid-epsilon": spark_unifluid_epsilon,
     "spark/unifluid-draw-only": spark_unifluid_draw_only,
     "spark/unifluid-read-only": spark_unifluid_read_only,
+    "spark/uvu": spark_uvu,
+    "spark/uvu-balanced": spark_uvu_balanced,
+    "spark/uvu-unsupervised": spark_uvu_unsupervised,
+    "spark/uvu-vq": spark_uvu_vq,
+    "spark/uvu-tuned": spark_uvu_tuned,
     **{f"spark/unifluid-lambda-{w:g}": partial(spark_unifluid_lambda, w) for w in LAMBDAS},
 }

@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
         done = train_codec(recipe, args.output, resume=args.resume)
     if not done:
-        print(f"stopped; go on with: python -m train.run {' '.join(argv or sys.argv[1:])} --resume")
+        given = [argument for argument in argv or sys.argv[1:] if argument != "--resume"]
+        print(f"stopped; go on with: python -m train.run {' '.join(given)} --resume")
         return 130
     print(f"finished: {args.output}")
     return 0

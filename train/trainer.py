@@ -9,7 +9,9 @@ of four. A mean per micro-batch would not be. The Trainer's own single count ove
 an image outvote a short text. A [MASK] target that is not trained on (`loss_on_mask=False`) still counts in N_image: a
 single image token then weighs the same from the first active code to the last (our choice).
 
-B batch, T sequence, L image tokens
+Where the images that are read are predicted too (visual supervision), their tokens count as those of written ones.
+
+B batch, T sequence, L image tokens, N images, M features of all images
 """
 
 import math
@@ -47,7 +49,8 @@ class UnifiedTrainer(ResumableTrainer):
 
     def _count_predicted(self, labels_BT: torch.Tensor) -> torch.Tensor:
         targets = labels_BT[:, 1:]  # the model shifts labels by one: the first column is never predicted
-        image = (targets == self.model.config.image_token_id).sum()
+        config = self.model.config
+        image = ((targets == config.image_token_id) | (targets == config.image_feature_token_id)).sum()
         return torch.stack([(targets != -100).sum() - image, image]).cpu()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -98,36 +101,49 @@ def parts_of_like_length(inputs: dict[str, torch.Tensor], config: Any) -> Iterat
     """
     lengths_B = inputs["attention_mask"].sum(1)
     steps_B = (lengths_B + LENGTH_STEP - 1) // LENGTH_STEP
-    steps_of_images = {}  # for each kind of image input, the step of the row that each image stands in
-    for name, placeholder in (
-        ("image_tokens", config.image_token_id),
-        ("pixel_values", config.image_token_id),
-        ("feature_pixel_values", config.image_feature_token_id),
-    ):
-        if name in inputs:
-            holes_B = (inputs["input_ids"] == placeholder).sum(1)
-            holes_per_image = holes_B.sum() // len(inputs[name])
-            steps_of_images[name] = steps_B.repeat_interleave(holes_B // holes_per_image)
+    slots_B = (inputs["input_ids"] == config.image_token_id).sum(1)
+    features_B = (inputs["input_ids"] == config.image_feature_token_id).sum(1)
+    rows_of = {  # for each kind of image input, the row that each of its entries stands in
+        name: rows_of_entries(holes_B, (holes_B.sum() // len(inputs[name])).repeat(len(inputs[name])))
+        for names, holes_B in (
+            (("image_tokens", "pixel_values"), slots_B),
+            (("feature_pixel_values", "feature_tokens"), features_B),
+        )
+        for name in names
+        if name in inputs
+    }
+    if "feature_sizes" in inputs:  # images of different sizes
+        features_N = (inputs["feature_sizes"] // config.feature_stride).prod(1)
+        rows_of["feature_pixel_values"] = rows_of["feature_sizes"] = rows_of_entries(features_B, features_N)
     for step in steps_B.unique():
         rows_B = steps_B == step
         longest = int(lengths_B[rows_B].max())
         part = {name: inputs[name][rows_B, :longest] for name in ("input_ids", "attention_mask", "labels")}
-        for name, step_N in steps_of_images.items():
-            if bool((step_N == step).any()):
-                part[name] = inputs[name][step_N == step]
+        for name, rows_N in rows_of.items():
+            chosen_N = rows_B[rows_N]
+            if bool(chosen_N.any()):
+                part[name] = inputs[name][chosen_N]
         yield part
+
+
+def rows_of_entries(holes_B: torch.Tensor, holes_N: torch.Tensor) -> torch.Tensor:
+    """In which row N entries stand that fill `holes_N` placeholders each, where the rows have `holes_B`."""
+    return torch.searchsorted(holes_B.cumsum(0), holes_N.cumsum(0))
 
 
 class Collator:
     """Samples of a `Mixture` -> the inputs of the model, right-padded, and `sample_indices [B]` for error messages."""
 
-    def __init__(self, processor: Any, max_length: int):
+    def __init__(self, processor: Any, max_length: int, supervise_features: bool = False):
         self.processor = processor
         self.max_length = max_length
+        self.supervise_features = supervise_features
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.processor.encode_conversations(
-            [sample["conversation"] for sample in samples], padding_side="right", max_length=self.max_length
+            [sample["conversation"] for sample in samples],
+            max_length=self.max_length,
+            supervise_features=self.supervise_features,
         )
         return {**batch, "sample_indices": torch.tensor([sample["index"] for sample in samples])}
 

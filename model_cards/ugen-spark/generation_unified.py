@@ -90,6 +90,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         feature_pixel_values: torch.Tensor | None = None,
+        feature_sizes: torch.Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         streamer: Any = None,
         **kwargs,
@@ -109,7 +110,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 come from `generation_config.image_sampling`. In "image" mode these keys are plain arguments too.
             image_order: "raster", or permutations [rows, L] of an image's places; by default the model's own order. A
                 model that has learned raster only draws in no other.
-            pixel_values, image_tokens, feature_pixel_values: the prompts' images, as `get_image_features` takes them.
+            pixel_values, image_tokens, feature_pixel_values, feature_sizes: the prompts' images, as
+                `get_image_features` takes them.
             streamer: gets text as it comes (`put`) and images when they are whole (`put_image`, where it has one).
             kwargs: everything `GenerationMixin.generate` takes; `max_new_tokens` has no say over the length of an
                 image, and an image that would not fit any more is not begun.
@@ -126,7 +128,9 @@ class UnifiedGenerationMixin(GenerationMixin):
             raise ValueError(f"generation_mode {mode!r}: choose one of {', '.join(GENERATION_MODES)}")
         if any(given is not None for given in (pixel_values, image_tokens, feature_pixel_values)):
             # Not left to transformers: it would look for one kind of pixels, and count one kind of placeholder.
-            images = self.model.get_image_features(pixel_values, image_tokens, feature_pixel_values, return_dict=True)
+            images = self.model.get_image_features(
+                pixel_values, image_tokens, feature_pixel_values, feature_sizes, return_dict=True
+            )
             kwargs["mm_encoder_outputs"] = {"image": images}
         if mode == "text" and seed is None:
             guidance = {

@@ -27,8 +27,13 @@ Legend: T ids of the sequence, L slots of one image (one per image token, in ras
         ids     [SOS] [SOI] f f s s s s [EOI] t t t [SOI] s s s s [EOI] [EOS]
         labels    .     .   . . . . . .   .   . . . [SOI] s s s s [EOI] [EOS]
 
+    image to text        the same with visual supervision (UVU)
+        ids     [SOS] [SOI] f f [EOI] t t t [EOS]
+        labels    .     .   f f   .   t t t [EOS]
+
 `t` is a text id, `s` the slot id `<|image_slot|>`, `f` the id of one feature `<|image_feature|>`, `.` is -100 (no
-loss). In `labels` a slot says "an image token is predicted here"; the model resolves it to the code or the vector.
+loss). In `labels` a slot says "an image token is predicted here", and so does a feature: the token of what
+the feature shows. The model resolves both to codes or vectors.
 Labels stand at the position of the id itself: the shift by one happens in the model. The first three are the layouts of
 the UGen paper. UniFluid's figure 1 shows features before the text, without `[SOI]` and `[EOI]`; how it lays out editing
 is not known to us. One frame around every image, whatever it is read through, is our choice: the model is told where an
@@ -135,14 +140,16 @@ def split_into_spans(conversation: Sequence[dict]) -> list[Span]:
     return spans
 
 
-def lay_out(spans: Sequence[Span], ids: SpecialIds) -> tuple[list[int], list[int]]:
+def lay_out(spans: Sequence[Span], ids: SpecialIds, supervise_features: bool = False) -> tuple[list[int], list[int]]:
     """Lays spans out as `(input_ids, labels)`, two lists of length T.
 
     Args:
         spans: as from `split_into_spans`, where `content` of a text is now its list of ids, of an image the list of its
             placeholders' ids: L slots, M features, or both in either order.
         ids: the tokenizer's ids of the special tokens.
+        supervise_features: whether features have labels too.
     """
+    predicted = {ids.feature} if supervise_features else set()  # of what the user gives
     input_ids, labels = [ids.sos], [IGNORE_INDEX]
     for kind, written, content in spans:
         if kind == "text":
@@ -152,7 +159,7 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds) -> tuple[list[int], list[int
         else:
             added = [ids.eos]
         input_ids.extend(added)
-        labels.extend(added if written else [IGNORE_INDEX] * len(added))
+        labels.extend(token if written or token in predicted else IGNORE_INDEX for token in added)
     return input_ids, labels
 
 

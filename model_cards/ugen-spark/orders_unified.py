@@ -48,15 +48,15 @@ class RasterOrder(nn.Module):
 
 
 class RandomOrder(nn.Module):
-    """A new permutation for each image; two learned tables with one row for each place of the configured grid."""
+    """A new permutation for each image. A place is told as the sum of a learned vector of its row and one of its column
+    (our choice: what is near in the image is then near for the model from the first step)."""
 
     def __init__(self, config: Any):
         super().__init__()
-        height, width = config.image_size
-        stride, hidden = config.codec_config.stride, config.text_config.hidden_size
-        self.num_places = (height // stride) * (width // stride)
-        self.own_place = nn.Embedding(self.num_places, hidden)
-        self.next_place = nn.Embedding(self.num_places, hidden)
+        (height, width), stride = config.image_size, config.codec_config.stride
+        self.grid, hidden = (height // stride, width // stride), config.text_config.hidden_size
+        self.own = nn.ModuleList(nn.Embedding(count, hidden) for count in self.grid)
+        self.next = nn.ModuleList(nn.Embedding(count, hidden) for count in self.grid)
 
     def draw(
         self,
@@ -70,13 +70,16 @@ class RandomOrder(nn.Module):
         return torch.stack(rows).to(device) if rows else torch.zeros(0, length, dtype=torch.long, device=device)
 
     def forward(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
-        for table, places_BT in ((self.own_place, own_BT), (self.next_place, next_BT)):
-            if places_BT.numel() and int(places_BT.max()) >= self.num_places:
+        rows, columns = self.grid
+        for (row_table, column_table), places_BT in ((self.own, own_BT), (self.next, next_BT)):
+            if places_BT.numel() and int(places_BT.max()) >= rows * columns:
                 raise ValueError(
-                    f"an image of {int(places_BT.max()) + 1} tokens exceeds the {self.num_places} places that this "
+                    f"an image of {int(places_BT.max()) + 1} tokens exceeds the {rows * columns} places that this "
                     "model has learned: use its own image_size"
                 )
-            embeds_BTH = embeds_BTH + table(places_BT.clamp(min=0)) * (places_BT >= 0)[..., None].to(embeds_BTH.dtype)
+            known_BT, told_BT1 = places_BT.clamp(min=0), (places_BT >= 0)[..., None].to(embeds_BTH.dtype)
+            place_BTH = row_table(known_BT // columns) + column_table(known_BT % columns)
+            embeds_BTH = embeds_BTH + place_BTH * told_BT1
         return embeds_BTH
 
 

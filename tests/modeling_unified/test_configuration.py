@@ -47,7 +47,7 @@ def test_unifluid_is_described_at_the_sizes_of_the_paper():
     assert config.num_codes == 0 and config.code_offset == 256_006 == config.text_config.vocab_size
     assert model.model.codec.grid(*config.image_size) == (16, 16) and config.codec_config.token_size == 16
     assert features.num_tokens(224, 224) == 256
-    assert count(model.model.image_order) == 2 * 256 * 2304
+    assert count(model.model.image_order) == 4 * 16 * 2304  # own and next, rows and columns
     assert len(model.model.image_head.net.blocks) == 6 and model.model.image_head.net.width == 1024
 
 
@@ -71,6 +71,8 @@ def test_an_unknown_part_is_refused_by_name(make_tiny_config, axis):
 def test_a_model_that_reads_no_image_tokens_is_refused(make_tiny_config):
     with pytest.raises(ValueError, match="image_inputs"):
         make_tiny_config(image_inputs=[])
+    with pytest.raises(ValueError, match="names a part twice"):
+        make_tiny_config(image_inputs=["codes", "codes"])
 
 
 def test_vocabulary_sizes_must_agree(make_tiny_config, tiny_config):
@@ -123,3 +125,11 @@ def test_rows_of_the_table_are_not_shared_between_configs():
     first.codec_config.block_out_channels[0] = 7
     second = UnifiedConfig.for_paradigm("ugen")
     assert second.text_config.hidden_size == 2048 and second.codec_config.block_out_channels[0] == 128
+
+
+@pytest.mark.parametrize(
+    "name, value", [("projector_layers", 3), ("visual_target_offset", 2), ("spatial_merge_size", 0)]
+)
+def test_numbers_that_mean_nothing_are_refused(make_tiny_config, name, value):
+    with pytest.raises(ValueError, match=f"{name} {value}: choose"):
+        make_tiny_config("uvu", **{name: value})

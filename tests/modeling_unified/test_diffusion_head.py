@@ -13,9 +13,10 @@ from diffusers import DDPMScheduler
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from modeling_unified import heads_unified
+from modeling_unified import diffusion_unified
 from modeling_unified.configuration_unified import UnifiedConfig
-from modeling_unified.heads_unified import OBJECTIVES, DiffusionHead, EpsilonObjective, noising_chain
+from modeling_unified.diffusion_unified import OBJECTIVES, EpsilonObjective, noising_chain
+from modeling_unified.heads_unified import DiffusionHead
 
 SIZE, HIDDEN, WIDTH, DEPTH = 4, 32, 32, 2
 # Two conditions, and the tokens that belong to them: mean and standard deviation of each number.
@@ -331,7 +332,7 @@ def test_a_row_depends_on_its_own_generator_alone(make_sharp_head, objective):
 def test_steps_are_modulated_alike_in_one_piece_and_one_by_one(make_sharp_head, monkeypatch, objective):
     head, hidden_NH = make_sharp_head(objective), torch.randn(3, HIDDEN)
     whole_ND = head.sample(hidden_NH, None, settings(head), generators=generators(3))
-    monkeypatch.setattr(heads_unified, "MAX_MODULATIONS", 2 * 3 * head.net.modulation.out_features)
+    monkeypatch.setattr(diffusion_unified, "MAX_MODULATIONS", 2 * 3 * head.net.modulation.out_features)
     seen = []
     head.net.modulation.register_forward_hook(lambda module, args, vectors: seen.append(len(vectors)))
     pieces_ND = head.sample(hidden_NH, None, settings(head), generators=generators(3))

@@ -1,4 +1,4 @@
-"""The categorical head and the joint softmax: losses, inactive codes, guidance, and drawing from a distribution.
+"""The categorical head: inactive codes, its softmax beside that of text, guidance, and drawing from a distribution.
 
 N positions, H hidden size, V vocabulary, K codes.
 """
@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
 
-from modeling_unified import heads_unified
 from modeling_unified.configuration_unified import PARTS
-from modeling_unified.heads_unified import HEADS, CategoricalHead, LanguageHead, draw, token_losses, warpers
+from modeling_unified.heads_unified import HEADS, CategoricalHead, draw, warpers
+from modeling_unified.language_head_unified import LanguageHead, token_losses
 
 SAMPLING = CategoricalHead.sampling_defaults
 GREEDY = SAMPLING | {"do_sample": False}
@@ -54,38 +53,6 @@ def test_every_head_that_is_offered_exists():
     assert HEADS.keys() == set(PARTS["image_head"])
 
 
-@pytest.mark.parametrize("max_logits", [2**24, 1000, 1])
-def test_losses_and_gradients_are_those_of_cross_entropy(lm_head, hidden_NH, monkeypatch, max_logits):
-    """Against float64, in one piece, in chunks of three positions, and one by one."""
-    monkeypatch.setattr(heads_unified, "MAX_LOGITS", max_logits)
-    ids_N = torch.randint(lm_head.weight.shape[0], (9,))
-    weights_N = torch.rand(9)
-    hidden_NH.requires_grad_()
-    losses_N = token_losses(hidden_NH, ids_N, lm_head)
-    grads = torch.autograd.grad((losses_N * weights_N).sum(), [hidden_NH, lm_head.weight])
-
-    hidden_double, rows_double = (x.detach().double().requires_grad_() for x in (hidden_NH, lm_head.weight))
-    expected_N = F.cross_entropy(F.linear(hidden_double, rows_double), ids_N, reduction="none")
-    expected_grads = torch.autograd.grad((expected_N * weights_N).sum(), [hidden_double, rows_double])
-    torch.testing.assert_close(losses_N.double(), expected_N, atol=1e-5, rtol=1e-5)
-    for grad, expected in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(grad.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_vocabulary_wider_than_the_budget_is_done_row_by_row(lm_head, hidden_NH, monkeypatch):
-    seen = []
-    handle = lm_head.register_forward_hook(lambda module, args, logits: seen.append(logits.numel()))
-    monkeypatch.setattr(heads_unified, "MAX_LOGITS", 2 * lm_head.weight.shape[0])
-    token_losses(hidden_NH, torch.zeros(9, dtype=torch.long), lm_head)
-    handle.remove()
-    assert max(seen) == 2 * lm_head.weight.shape[0]
-
-
-def test_no_positions_give_no_losses(lm_head, hidden_NH):
-    losses_N = token_losses(hidden_NH[:0], torch.zeros(0, dtype=torch.long), lm_head)
-    assert losses_N.shape == (0,) and losses_N.requires_grad
-
-
 def test_inactive_codes_become_mask_in_inputs_and_targets(head, lm_head, hidden_NH):
     activate(head, 3, 5)
     codes = torch.tensor([[3, 4], [5, 15]])
@@ -113,6 +80,19 @@ def test_a_mask_target_is_trained_on_or_not(make_tiny_config, lm_head, hidden_NH
     losses_N.sum().backward()
     assert losses_N[0] > 0 and hidden_NH.grad[0].any()
     assert bool(losses_N[1] > 0) is loss_on_mask and bool(hidden_NH.grad[1].any()) is loss_on_mask
+
+
+def test_a_softmax_of_codes_alone_has_no_mask_to_predict(make_tiny_config, lm_head, hidden_NH):
+    head = CategoricalHead(make_tiny_config(joint_softmax=False))
+    activate(head, 3, 5)
+    with pytest.raises(ValueError, match="1 of 3 targets are inactive codes.*loss_on_mask=False"):
+        head.loss(hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
+    head.loss_on_mask = False
+    losses_N = head.loss(hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
+    logits_N2 = code_logits(head, lm_head, hidden_NH)[[0, 2]][:, [3, 5]]
+    expected_N = F.cross_entropy(logits_N2, torch.tensor([0, 1]), reduction="none")
+    torch.testing.assert_close(losses_N[[0, 2]], expected_N)
+    assert losses_N[1] == 0
 
 
 @pytest.mark.parametrize("in_softmax", [True, False])
@@ -267,18 +247,3 @@ def test_reset_parameters_activates_all_codes_unless_they_were_loaded(head):
     del head.active_codes._is_hf_initialized
     head.reset_parameters()
     assert bool(head.active_codes.all())
-
-
-def test_logits_are_capped_as_those_of_the_backbone_family(make_tiny_config):
-    """Gemma-2: our `lm_head` on its hidden states gives its own logits, all rows or some."""
-    text_config = make_tiny_config().text_config.to_dict() | {"model_type": "gemma2", "head_dim": 8}
-    config = make_tiny_config(text_config=text_config).text_config
-    config.final_logit_softcapping = 0.5  # far below the logits, so that it is seen
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    ours = LanguageHead(config)
-    ours.weight = theirs.lm_head.weight
-    output = theirs(torch.arange(5)[None], output_hidden_states=True)
-    hidden_NH = output.hidden_states[-1][0]
-    torch.testing.assert_close(ours(hidden_NH), output.logits[0])
-    torch.testing.assert_close(ours.rows_from(7, hidden_NH), output.logits[0, :, 7:])
-    assert output.logits.abs().max() < 0.5 and LanguageHead(make_tiny_config().text_config).cap is None

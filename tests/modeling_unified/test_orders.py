@@ -56,8 +56,14 @@ def test_own_and_next_places_are_added_where_they_are(tiny_config):
     order, embeds_BTH = RandomOrder(tiny_config), torch.randn(1, 4, 32)
     own_BT, next_BT = torch.tensor([[-1, 5, 2, -1]]), torch.tensor([[5, 2, -1, -1]])
     told = order(embeds_BTH, own_BT, next_BT) - embeds_BTH
-    own, following = order.own_place.weight, order.next_place.weight
-    expected = torch.stack([following[5], own[5] + following[2], own[2], torch.zeros(32)])[None]
+
+    def place(tables, number):  # of a grid of 4x4
+        return tables[0].weight[number // 4] + tables[1].weight[number % 4]
+
+    own, following = order.own, order.next
+    expected = torch.stack([place(following, 5), place(own, 5) + place(following, 2), place(own, 2), torch.zeros(32)])[
+        None
+    ]
     torch.testing.assert_close(told, expected)
 
 

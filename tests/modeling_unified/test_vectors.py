@@ -78,7 +78,8 @@ def test_an_order_can_be_asked_for(draw, model):
 
 def test_tokens_stand_at_the_places_their_order_names(draw, model):
     """Of the first step: its token alone hangs on the prompt alone, wherever the order puts it."""
-    model.model.image_order.next_place.weight.data.zero_()  # the same hidden state whatever the first place is
+    for table in model.model.image_order.next:
+        table.weight.data.zero_()  # the same hidden state whatever the first place is
     first = tokens_of(draw("a cat", image_order=torch.arange(L)[None]))[0, 0]
     last_first = torch.tensor([[L - 1, *range(L - 1)]])
     torch.testing.assert_close(tokens_of(draw("a cat", image_order=last_first))[0, L - 1], first)

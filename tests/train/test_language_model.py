@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import train.language_model
-from modeling_unified import KLCodec, KLCodecConfig, VQCodec, VQCodecConfig
+from modeling_unified import KLCodec, KLCodecConfig, PatchCodec, PatchCodecConfig, VQCodec, VQCodecConfig
 from train.language_model import train_language_model
 from train.recipes import LAMBDAS, RECIPES
 from train.scenes import Drawings, render
@@ -18,7 +18,7 @@ TINY = {"micro_batches": 1, "bf16": False, "attention": "sdpa", "warmup_steps": 
 TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}  # fmt: skip
 BLOCKS = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "mid_block_add_attention": False}
-STUDIES = [name for name in RECIPES if name.startswith(("spark/unifluid", "spark/ugen"))]
+STUDIES = [name for name in RECIPES if name.startswith(("spark/unifluid", "spark/ugen", "spark/uvu"))]
 # The sweep of one number: its ends are tried always, all of it among the slow tests.
 MIDDLE = [f"spark/unifluid-lambda-{weight:g}" for weight in LAMBDAS[1:-1]]
 STUDIES = [pytest.param(name, marks=pytest.mark.slow) if name in MIDDLE else name for name in STUDIES]
@@ -33,6 +33,7 @@ def parts_of_a_run(tmp_path_factory):
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
     config = KLCodecConfig(**BLOCKS | blocks | {"block_out_channels": [8] * 3}, latent_channels=2, group_size=2)
     KLCodec(config).save_pretrained(folder / "kl")
+    PatchCodec(PatchCodecConfig(patch_size=8, num_codewords=40)).save_pretrained(folder / "patch")
     scenes, train.language_model.TOKENIZER_SCENES = train.language_model.TOKENIZER_SCENES, 50
     try:
         text = replace(RECIPES["spark/text"](), **TINY, text_config=TEXT, text_vocab_size=400, steps=1, batch_size=4)
@@ -44,8 +45,9 @@ def parts_of_a_run(tmp_path_factory):
 
 def tiny(name: str, folder) -> object:
     recipe = RECIPES[name]()
-    codec = folder / ("vq" if recipe.paradigm == "ugen" else "kl")
+    codec = folder / recipe.codec.removeprefix("runs/")
     small = {"text_config": TEXT, "text_model": str(folder / "text"), "codec": str(codec), "scenes": 8, "edits": 6}
+    small["model"] = recipe.model and str(folder / "spark-uvu")
     small |= {"steps": 2, "batch_size": 12, "save_every": 2}
     if recipe.parts:
         tower = recipe.parts["vision_config"] | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -56,16 +58,19 @@ def tiny(name: str, folder) -> object:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
     recipe, output = tiny(name, parts_of_a_run), parts_of_a_run / name.replace("/", "-")
+    if recipe.model and not (parts_of_a_run / "spark-uvu").exists():
+        assert train_language_model(tiny("spark/uvu", parts_of_a_run), parts_of_a_run / "spark-uvu")
     assert train_language_model(recipe, output)
     record = json.loads((output / "training.json").read_text())
     assert record["steps"] == 2 and record["recipe"]["name"] == name
     model, processor = AutoModelForMultimodalLM.from_pretrained(output), AutoProcessor.from_pretrained(output)
     assert processor.image_inputs == model.config.image_inputs
-    own_order = {"ugen": "raster", "unifluid": "random"}[recipe.paradigm]
+    own_order = "random" if recipe.paradigm == "unifluid" else "raster"
     assert model.config.image_order == recipe.parts.get("image_order", own_order)
     state = json.loads((output / "checkpoint-2/trainer_state.json").read_text())
     logged = {key for row in state["log_history"] for key in row}
-    reads, draws = recipe.image_to_text_parts or recipe.text_parts, recipe.text_to_image_parts
+    reads = recipe.image_to_text_parts or recipe.text_parts
+    draws = recipe.text_to_image_parts or recipe.supervise_features
     assert ("text_loss" in logged) or not reads
     assert ("image_loss" in logged) == bool(draws)
     assert ("image_perplexity" in logged) == bool(draws and model.config.num_codes)
@@ -105,6 +110,32 @@ def test_parts_of_like_length_keep_each_image_with_its_row(
     losses = [model(**part) for part in parts]
     torch.testing.assert_close(sum(part.text_loss.sum() for part in losses), whole.text_loss.sum())
     assert sum(len(part.image_loss) for part in losses) == len(whole.image_loss) == 32
+
+
+def test_parts_keep_images_of_many_sizes_with_their_rows(make_tiny_config, make_tiny_processor, make_image, sharp_text):
+    """Each with its supervised targets, computed before or not."""
+    config = make_tiny_config("uvu")
+    processor, model = make_tiny_processor(config), sharp_text(config)
+    sizes = [(8, 8), (2, 4), (6, 10), (4, 4), (10, 8)]
+    images = iter([{"type": "image", "image": make_image(n, *size)} for n, size in enumerate(sizes)])
+
+    def said(count, words):
+        read = [next(images) for _ in range(count)]
+        return [{"role": "user", "content": read}, {"role": "assistant", "content": words}]
+
+    rows = [said(2, "two cats"), said(0, "nothing"), said(1, "a very " * 30), said(2, "a cat")]
+    batch = processor.encode_conversations(rows, supervise_features=True)
+    whole = model(**batch)
+    for given in (
+        {},
+        {"feature_tokens": model.model.encode_read_images(batch["feature_pixel_values"], batch["feature_sizes"])},
+    ):
+        parts = list(parts_of_like_length(batch | given, config))
+        assert len(parts) > 1
+        losses = [model(**part) for part in parts]
+        for kind in ("text_loss", "image_loss"):
+            assert sum(len(part[kind]) for part in losses) == len(whole[kind])
+            torch.testing.assert_close(sum(part[kind].sum() for part in losses), whole[kind].sum())
 
 
 @pytest.fixture

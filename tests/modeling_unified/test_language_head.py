@@ -1,0 +1,374 @@
+"""The language head: its logits, and the losses of its tokens against plain autograd in float64.
+
+N positions, H hidden size, V vocabulary.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from modeling_unified import language_head_unified
+from modeling_unified.heads_unified import CategoricalHead
+from modeling_unified.language_head_unified import LanguageHead, is_bare, logits_of, token_losses
+
+POSITIONS, HIDDEN = 9, 32
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+BF16 = {"atol": 0.05, "rtol": 0.05}
+
+
+class Wrapped(nn.Module):
+    """Stands for a language head, as the layer of an adapter does."""
+
+    def __init__(self, lm_head: LanguageHead):
+        super().__init__()
+        self.inner, self.more = lm_head, nn.Linear(HIDDEN, lm_head.out_features, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.inner.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner(hidden) + self.more(hidden)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return tiny_config
+
+
+@pytest.fixture
+def lm_head(config):
+    return LanguageHead(config.text_config)
+
+
+@pytest.fixture
+def hidden_NH():
+    return (torch.randn(POSITIONS, HIDDEN) * 3).requires_grad_()
+
+
+@pytest.fixture
+def ids_N(lm_head):
+    return torch.randint(lm_head.weight.shape[0], (POSITIONS,))
+
+
+@pytest.fixture
+def chunks_of(monkeypatch, lm_head):
+    """Callable: so many positions are computed at once."""
+
+    def set_chunk(positions: int) -> None:
+        monkeypatch.setattr(language_head_unified, "MAX_LOGITS", positions * lm_head.weight.shape[0])
+
+    return set_chunk
+
+
+def counting() -> FlopCounterMode:
+    """Counts products that are added in place as well, which torch's counter leaves out."""
+
+    def added(total, left, right, **rest):
+        return 2 * left[0] * left[1] * right[1]
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
+
+
+def expected(hidden_NH, weight_VH, ids_N, upstream_N, cap=None, closed_V=None, rows=slice(None)):
+    """Losses and both gradients of the plain computation, float64."""
+    hidden_NH, weight_VH = (x.detach().double().requires_grad_() for x in (hidden_NH, weight_VH))
+    logits_NV = F.linear(hidden_NH, weight_VH)
+    if cap:
+        logits_NV = cap * (logits_NV / cap).tanh()
+    left_V = torch.ones(len(weight_VH), dtype=torch.bool)
+    left_V[rows] = False
+    if closed_V is not None:
+        left_V |= closed_V
+    losses_N = F.cross_entropy(logits_NV.masked_fill(left_V, -torch.inf), ids_N, reduction="none")
+    return losses_N.detach(), *torch.autograd.grad((losses_N * upstream_N).sum(), [hidden_NH, weight_VH])
+
+
+def check(losses_N, hidden_NH, weight_VH, ids_N, upstream_N, tolerance=TOLERANCE, retain_graph=False, **softmax):
+    """Our losses and gradients are the plain ones, and have the dtypes of what they belong to."""
+    grads = torch.autograd.grad((losses_N * upstream_N).sum(), [hidden_NH, weight_VH], retain_graph=retain_graph)
+    plain = expected(hidden_NH, weight_VH, ids_N, upstream_N, **softmax)
+    assert losses_N.dtype == torch.float32
+    assert [grad.dtype for grad in grads] == [hidden_NH.dtype, weight_VH.dtype]
+    for found, wanted in zip((losses_N.detach(), *grads), plain, strict=True):
+        torch.testing.assert_close(found.double(), wanted, **tolerance)
+    return grads
+
+
+@pytest.mark.parametrize("chunk", [100, 4, 1])
+@pytest.mark.parametrize("upstream", ["one", "a count's share", "each its own", "some of them none"])
+def test_losses_and_gradients_are_those_of_cross_entropy(lm_head, hidden_NH, ids_N, chunks_of, chunk, upstream):
+    """In one piece, in chunks of four positions with a rest of one, and one by one."""
+    chunks_of(chunk)
+    upstream_N = {
+        "one": torch.ones(POSITIONS),
+        "a count's share": torch.full((POSITIONS,), 0.3 / 7),
+        "each its own": torch.rand(POSITIONS),
+        "some of them none": (torch.arange(POSITIONS) % 3 == 1).float(),
+    }[upstream]
+    check(token_losses(hidden_NH, ids_N, lm_head), hidden_NH, lm_head.weight, ids_N, upstream_N)
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("rows", [slice(None), slice(12), slice(12, None)])
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("even", [True, False])
+def test_caps_rows_and_closed_rows(lm_head, hidden_NH, chunks_of, cap, rows, closes, even):
+    """A cap far below the logits, so that it is seen. A row outside the softmax has a gradient of exactly zero."""
+    chunks_of(4)
+    lm_head.cap = cap
+    vocab_size = lm_head.weight.shape[0]
+    inside_V = torch.zeros(vocab_size, dtype=torch.bool)
+    inside_V[rows] = True
+    closed_V = torch.arange(vocab_size) % 5 == 2 if closes else None
+    if closes:
+        inside_V &= ~closed_V
+    ids_N = inside_V.nonzero()[:, 0][torch.randint(int(inside_V.sum()), (POSITIONS,))]
+    upstream_N = torch.full((POSITIONS,), 0.2) if even else torch.rand(POSITIONS)
+    losses_N = token_losses(hidden_NH, ids_N, lm_head, closed_V, rows)
+    softmax = {"cap": cap, "closed_V": closed_V, "rows": rows}
+    _, grad_VH = check(losses_N, hidden_NH, lm_head.weight, ids_N, upstream_N, **softmax)
+    assert torch.equal(grad_VH.any(-1), inside_V)
+
+
+def test_a_closed_target_has_an_infinite_loss_and_its_row_no_gradient(lm_head, hidden_NH, ids_N):
+    closed_V = torch.zeros(lm_head.weight.shape[0], dtype=torch.bool)
+    closed_V[ids_N[0]] = True
+    lm_head.cap = 2.0
+    losses_N = token_losses(hidden_NH, ids_N, lm_head, closed_V)
+    losses_N.sum().backward()
+    assert losses_N[0] == torch.inf and not lm_head.weight.grad[ids_N[0]].any()
+    assert lm_head.weight.grad.isfinite().all() and hidden_NH.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["weights", "autocast"])
+@pytest.mark.parametrize("even", [True, False])
+def test_half_precision(lm_head, chunks_of, kind, even):
+    """Products in bfloat16, softmax and the sum over chunks in float32: one position at a time costs no precision."""
+    positions = 200
+    hidden_NH, ids_N = torch.randn(positions, HIDDEN) * 3, torch.randint(lm_head.weight.shape[0], (positions,))
+    if kind == "weights":
+        lm_head, hidden_NH = lm_head.bfloat16(), hidden_NH.bfloat16()
+    hidden_NH.requires_grad_()
+    upstream_N = torch.full((positions,), 0.3) if even else torch.rand(positions)
+    grads = []
+    for chunk in (positions, 1):
+        chunks_of(chunk)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            losses_N = token_losses(hidden_NH, ids_N, lm_head)
+        grads += [check(losses_N, hidden_NH, lm_head.weight, ids_N, upstream_N, BF16)[1]]
+    plain = expected(hidden_NH, lm_head.weight, ids_N, upstream_N)[2]
+    errors = [float((grad.double() - plain).norm() / plain.norm()) for grad in grads]
+    assert errors[1] < 1.2 * errors[0] < 0.01
+
+
+def test_products_under_autocast_are_in_its_dtype(lm_head, hidden_NH, ids_N):
+    with torch.autocast("cpu", torch.bfloat16):
+        losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    in_bf16_NV = (hidden_NH.bfloat16() @ lm_head.weight.bfloat16().T).float()
+    torch.testing.assert_close(losses_N, F.cross_entropy(in_bf16_NV, ids_N, reduction="none"))
+
+
+def test_float16_waits_for_the_loss_scale(lm_head, hidden_NH, ids_N):
+    """In float16 a scale of 2^16 must reach the softmax's gradient before it is rounded."""
+    with torch.no_grad():
+        lm_head.weight.mul_(1e-3)
+    scale = 2.0**16
+    with torch.autocast("cpu", torch.float16):
+        losses_N = token_losses(hidden_NH * 1e-3, ids_N, lm_head)
+    (losses_N.sum() * scale / 1000).backward()
+    plain = expected(hidden_NH * 1e-3, lm_head.weight, ids_N, torch.full((POSITIONS,), scale / 1000))[2]
+    assert type(losses_N.grad_fn).__name__ != "FusedLossesBackward"
+    torch.testing.assert_close(lm_head.weight.grad.double(), plain, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "hidden"])
+def test_what_is_frozen_costs_no_product(lm_head, hidden_NH, ids_N, chunks_of, frozen):
+    chunks_of(4)
+    (lm_head.weight if frozen == "weight" else hidden_NH).requires_grad_(False)
+    with counting() as counter:
+        losses_N = token_losses(hidden_NH, ids_N, lm_head)
+        losses_N.sum().backward()
+    one_product = 2 * POSITIONS * HIDDEN * lm_head.weight.shape[0]
+    assert counter.get_total_flops() == 2 * one_product
+    assert (lm_head.weight.grad is None) is (frozen == "weight")
+    assert (hidden_NH.grad is None) is (frozen == "hidden")
+    _, grad_NH, grad_VH = expected(hidden_NH, lm_head.weight, ids_N, torch.ones(POSITIONS))
+    found, wanted = (hidden_NH.grad, grad_NH) if frozen == "weight" else (lm_head.weight.grad, grad_VH)
+    torch.testing.assert_close(found.double(), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(12)])
+def test_three_products_over_the_rows_of_the_softmax(lm_head, hidden_NH, chunks_of, rows):
+    """No fourth one, which computing logits again would cost; other rows are not multiplied."""
+    chunks_of(2)
+    count = len(range(*rows.indices(lm_head.weight.shape[0])))
+    with counting() as counter:
+        token_losses(hidden_NH, torch.arange(POSITIONS), lm_head, rows=rows).mean().backward()
+    assert counter.get_total_flops() == 3 * 2 * POSITIONS * HIDDEN * count
+
+
+def test_losses_that_are_dropped_after_all_cost_their_forward_pass_only(lm_head, hidden_NH, ids_N):
+    keep_N = (torch.arange(POSITIONS) < 2).float()
+    losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    with counting() as counter:
+        (losses_N * keep_N).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 2 * HIDDEN * lm_head.weight.shape[0]  # logits and matrix, 2 positions
+
+
+def test_logits_of_a_chunk_and_no_more(lm_head, hidden_NH, ids_N, chunks_of, monkeypatch):
+    seen = []
+    plain = language_head_unified.losses_and_slopes
+
+    def watched(products_nR, *rest):
+        seen.append(len(products_nR))
+        return plain(products_nR, *rest)
+
+    chunks_of(2)
+    monkeypatch.setattr(language_head_unified, "losses_and_slopes", watched)
+    token_losses(hidden_NH, ids_N, lm_head).sum().backward()
+    assert seen == [2, 2, 2, 2, 1]
+
+
+def test_without_gradients_there_are_losses_only(lm_head, hidden_NH, ids_N, chunks_of):
+    chunks_of(4)
+    with torch.no_grad(), counting() as counter:
+        losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    assert counter.get_total_flops() == 2 * POSITIONS * HIDDEN * lm_head.weight.shape[0]
+    assert not losses_N.requires_grad
+    wanted_N = expected(hidden_NH, lm_head.weight, ids_N, torch.ones(POSITIONS))[0]
+    torch.testing.assert_close(losses_N.double(), wanted_N, **TOLERANCE)
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_a_graph_is_used_twice(lm_head, hidden_NH, ids_N, even):
+    losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    first_N = torch.full((POSITIONS,), 0.3) if even else torch.rand(POSITIONS)
+    for upstream_N, more in ((first_N, True), (torch.full((POSITIONS,), 0.7), True), (first_N, False)):
+        check(losses_N, hidden_NH, lm_head.weight, ids_N, upstream_N, retain_graph=more)
+
+
+def test_gradients_accumulate_and_become_grad_without_a_copy(lm_head, hidden_NH, ids_N):
+    """Four micro-batches with one count are one batch; the matrix made in the forward pass is `.grad` itself."""
+    places = []
+    lm_head.weight.register_hook(lambda grad: places.append(grad.data_ptr()))
+    told = []
+    lm_head.weight.register_post_accumulate_grad_hook(lambda parameter: told.append(parameter is lm_head.weight))
+    for part in (slice(0, 3), slice(3, 4), slice(4, 4), slice(4, 9)):
+        (token_losses(hidden_NH[part], ids_N[part], lm_head).sum() / POSITIONS).backward()
+        assert lm_head.weight.grad.data_ptr() == places[0]
+    assert told == [True] * 4  # what data-parallel training waits for, also from a rank without targets
+    _, grad_NH, grad_VH = expected(hidden_NH, lm_head.weight, ids_N, torch.full((POSITIONS,), 1 / POSITIONS))
+    torch.testing.assert_close(hidden_NH.grad.double(), grad_NH, **TOLERANCE)
+    torch.testing.assert_close(lm_head.weight.grad.double(), grad_VH, **TOLERANCE)
+
+
+def test_tied_embeddings_learn_from_both_sides(lm_head, ids_N):
+    embedding = nn.Embedding(*lm_head.weight.shape, _weight=lm_head.weight)
+    embedding.weight = lm_head.weight
+    token_losses(embedding(ids_N.flip(0)), ids_N, lm_head).sum().backward()
+    weight_VH = lm_head.weight.detach().double().requires_grad_()
+    F.cross_entropy(weight_VH[ids_N.flip(0)] @ weight_VH.T, ids_N, reduction="sum").backward()
+    torch.testing.assert_close(lm_head.weight.grad.double(), weight_VH.grad, **TOLERANCE)
+
+
+def test_no_positions_give_no_losses(lm_head, hidden_NH):
+    losses_N = token_losses(hidden_NH[:0], torch.zeros(0, dtype=torch.long), lm_head)
+    assert losses_N.shape == (0,) and losses_N.requires_grad
+    losses_N.sum().backward()
+    assert not lm_head.weight.grad.any() and not hidden_NH.grad.any()
+
+
+@pytest.mark.parametrize(("rows", "target"), [(slice(None), -100), (slice(12), 12), (slice(12, None), 11)])
+def test_targets_outside_the_softmax_are_refused(lm_head, hidden_NH, ids_N, rows, target):
+    first, end, _ = rows.indices(lm_head.weight.shape[0])
+    ids_N = torch.full_like(ids_N, first)
+    ids_N[3] = target
+    with pytest.raises(ValueError, match=rf"target ids .*{target}.* exceed the rows {first}\.\.{end - 1} of"):
+        token_losses(hidden_NH, ids_N, lm_head, rows=rows)
+
+
+def lora(lm_head: LanguageHead) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    layer = peft.inject_adapter_in_model(
+        peft.LoraConfig(target_modules=["lm_head"], r=4), nn.ModuleDict({"lm_head": lm_head})
+    ).lm_head
+    nn.init.normal_(layer.lora_B["default"].weight)  # zero at the start: an adapter without effect would prove nothing
+    return layer
+
+
+def hooked(lm_head: LanguageHead) -> nn.Module:
+    lm_head.register_forward_hook(lambda module, args, logits: 2 * logits)
+    return lm_head
+
+
+def replaced(lm_head: LanguageHead) -> nn.Module:
+    """As accelerate attaches what loads a weight when its module is called."""
+    forward = lm_head.forward
+    lm_head.forward = lambda hidden: 2 * forward(hidden)
+    return lm_head
+
+
+@pytest.mark.parametrize("wrap", [lora, Wrapped, hooked, replaced])
+@pytest.mark.parametrize("rows", [slice(None), slice(12, None)])
+def test_a_module_that_is_more_than_its_matrix_is_called(config, lm_head, hidden_NH, chunks_of, wrap, rows):
+    assert is_bare(lm_head)
+    module = wrap(lm_head)
+    assert not is_bare(module)
+    chunks_of(4)
+    ids_N = torch.randint(12, 36, (POSITIONS,))
+    learned = [hidden_NH, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
+    losses_N = token_losses(hidden_NH, ids_N, module, rows=rows)
+    plain_N = F.cross_entropy(module(hidden_NH)[:, rows], ids_N - (rows.start or 0), reduction="none")
+    torch.testing.assert_close(losses_N, plain_N)
+    upstream_N = torch.rand(POSITIONS)
+    found, wanted = (torch.autograd.grad((x * upstream_N).sum(), learned) for x in (losses_N, plain_N))
+    for grad, plain in zip(found, wanted, strict=True):
+        torch.testing.assert_close(grad, plain, **TOLERANCE)
+    head = CategoricalHead(config)
+    greedy = head.sampling_defaults | {"do_sample": False}
+    drawn_N = head.sample(hidden_NH, module, greedy)
+    assert torch.equal(drawn_N, module(hidden_NH)[:, head.code_offset :].argmax(-1))
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_text_and_codes_compete_or_not(make_tiny_config, sharp, joint):
+    """Without a joint softmax the text loss leaves rows of codes exactly alone, and the image loss those of text."""
+    config = make_tiny_config(joint_softmax=joint)
+    model, head = sharp(config), CategoricalHead(config)
+    slot, offset = config.image_token_id, config.code_offset
+    ids_BT = torch.tensor([[50, 51, 52, config.boi_token_id, *[slot] * 16, config.eoi_token_id]])
+    tokens_NL = torch.randint(16, (1, 16))
+    output = model(input_ids=ids_BT, labels=ids_BT, image_tokens=tokens_NL, output_hidden_states=True)
+    weight_VH = model.lm_head.weight
+    losses = output.text_loss, output.image_loss
+    text_VH, image_VH = (torch.autograd.grad(loss.sum(), weight_VH, retain_graph=True)[0] for loss in losses)
+    assert bool(text_VH[offset:].any()) is joint and bool(image_VH[:offset].any()) is joint
+    logits_TV = output.hidden_states[-1][0, :-1] @ weight_VH.T
+    targets_T = ids_BT[0, 1:]
+    is_image_T = targets_T == slot
+    codes_N = tokens_NL[0] + offset
+    text_rows, code_rows = (slice(None),) * 2 if joint else (slice(offset), slice(offset, None))
+    text_N = F.cross_entropy(logits_TV[~is_image_T][:, text_rows], targets_T[~is_image_T], reduction="none")
+    image_N = F.cross_entropy(logits_TV[is_image_T][:, code_rows], codes_N - (code_rows.start or 0), reduction="none")
+    torch.testing.assert_close(output.text_loss, text_N)
+    torch.testing.assert_close(output.image_loss, image_N)
+    assert (head.text_rows, head.code_rows) == (text_rows, code_rows)
+
+
+def test_logits_are_capped_as_those_of_the_backbone_family(make_tiny_config):
+    """Gemma-2: our `lm_head` on its hidden states gives its own logits, all rows or some."""
+    text_config = make_tiny_config().text_config.to_dict() | {"model_type": "gemma2", "head_dim": 8}
+    config = make_tiny_config(text_config=text_config).text_config
+    config.final_logit_softcapping = 0.5  # far below the logits, so that it is seen
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    ours = LanguageHead(config)
+    ours.weight = theirs.lm_head.weight
+    output = theirs(torch.arange(5)[None], output_hidden_states=True)
+    hidden_NH = output.hidden_states[-1][0]
+    torch.testing.assert_close(ours(hidden_NH), output.logits[0])
+    torch.testing.assert_close(logits_of(hidden_NH, ours, slice(7, None)), output.logits[0, :, 7:])
+    assert output.logits.abs().max() < 0.5 and LanguageHead(make_tiny_config().text_config).cap is None
