@@ -64,6 +64,19 @@ def chunks_of(monkeypatch, lm_head):
     return set_chunk
 
 
+@pytest.fixture
+def products(monkeypatch):
+    """Products of hidden states and rows, as they come."""
+    seen, plain = [], language_head_unified.losses_and_slopes
+
+    def watched(products_nR, *rest):
+        seen.append(products_nR)
+        return plain(products_nR, *rest)
+
+    monkeypatch.setattr(language_head_unified, "losses_and_slopes", watched)
+    return seen
+
+
 def counting() -> FlopCounterMode:
     """Counts products that are added in place as well, which torch's counter leaves out."""
 
@@ -165,9 +178,12 @@ def test_half_precision(lm_head, chunks_of, kind, even):
     assert errors[1] < 1.2 * errors[0] < 0.01
 
 
-def test_products_under_autocast_are_in_its_dtype(lm_head, hidden_NH, ids_N):
+def test_products_under_autocast_are_in_its_dtype(lm_head, hidden_NH, ids_N, products):
+    """Also those of a backward pass that computes logits again, where autocast is off."""
     with torch.autocast("cpu", torch.bfloat16):
         losses_N = token_losses(hidden_NH, ids_N, lm_head)
+    (losses_N * torch.rand(POSITIONS)).sum().backward()
+    assert [product.dtype for product in products] == [torch.bfloat16] * 2
     in_bf16_NV = (hidden_NH.bfloat16() @ lm_head.weight.bfloat16().T).float()
     torch.testing.assert_close(losses_N, F.cross_entropy(in_bf16_NV, ids_N, reduction="none"))
 
@@ -219,18 +235,10 @@ def test_losses_that_are_dropped_after_all_cost_their_forward_pass_only(lm_head,
     assert counter.get_total_flops() == 2 * 2 * 2 * HIDDEN * lm_head.weight.shape[0]  # logits and matrix, 2 positions
 
 
-def test_logits_of_a_chunk_and_no_more(lm_head, hidden_NH, ids_N, chunks_of, monkeypatch):
-    seen = []
-    plain = language_head_unified.losses_and_slopes
-
-    def watched(products_nR, *rest):
-        seen.append(len(products_nR))
-        return plain(products_nR, *rest)
-
+def test_logits_of_a_chunk_and_no_more(lm_head, hidden_NH, ids_N, chunks_of, products):
     chunks_of(2)
-    monkeypatch.setattr(language_head_unified, "losses_and_slopes", watched)
     token_losses(hidden_NH, ids_N, lm_head).sum().backward()
-    assert seen == [2, 2, 2, 2, 1]
+    assert [len(product) for product in products] == [2, 2, 2, 2, 1]
 
 
 def test_without_gradients_there_are_losses_only(lm_head, hidden_NH, ids_N, chunks_of):
@@ -319,10 +327,11 @@ def test_a_module_that_is_more_than_its_matrix_is_called(config, lm_head, hidden
     module = wrap(lm_head)
     assert not is_bare(module)
     chunks_of(4)
-    ids_N = torch.randint(12, 36, (POSITIONS,))
+    ids_N, closed_V = torch.randint(12, 36, (POSITIONS,)), torch.arange(lm_head.out_features) % 50 == 3
     learned = [hidden_NH, *(parameter for parameter in module.parameters() if parameter.requires_grad)]
-    losses_N = token_losses(hidden_NH, ids_N, module, rows=rows)
-    plain_N = F.cross_entropy(module(hidden_NH)[:, rows], ids_N - (rows.start or 0), reduction="none")
+    losses_N = token_losses(hidden_NH, ids_N, module, closed_V, rows)
+    logits_NR = module(hidden_NH).masked_fill(closed_V, -torch.inf)[:, rows]
+    plain_N = F.cross_entropy(logits_NR, ids_N - (rows.start or 0), reduction="none")
     torch.testing.assert_close(losses_N, plain_N)
     upstream_N = torch.rand(POSITIONS)
     found, wanted = (torch.autograd.grad((x * upstream_N).sum(), learned) for x in (losses_N, plain_N))
