@@ -7,6 +7,7 @@ package, which registers its classes; where it is not installed, `trust_remote_c
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,10 +38,22 @@ class HubModel:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         return cls(model, processor, batch_size)
 
+    @property
+    def image_sampling(self) -> dict[str, Any]:
+        """All settings that images are drawn with: the image head's defaults, over them the model's own."""
+        own = getattr(self.model.generation_config, "image_sampling", None) or {}
+        return {**self.model.model.image_head.sampling_defaults, **own}
+
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int], image_sampling: dict[str, Any] | None = None
     ) -> list[Image.Image]:
         """One image for each prompt. `image_sampling` overrides the model's own settings (see `generate`)."""
+        return self.draw_timed(prompts, seeds, image_sampling)[0]
+
+    def draw_timed(
+        self, prompts: Sequence[str], seeds: Sequence[int], image_sampling: dict[str, Any] | None = None
+    ) -> tuple[list[Image.Image], list[float]]:
+        """The images of `draw`, and for each batch the seconds that one of its images took, from words to pixels."""
         return self._draw([[_user(_text(prompt))] for prompt in prompts], seeds, image_sampling, "drawing")
 
     def edit(
@@ -52,7 +65,7 @@ class HubModel:
     ) -> list[Image.Image]:
         """One new image for each pair of image and instruction; settings as of `draw`."""
         conversations = [[_user(_image(i), _text(words))] for i, words in zip(images, instructions, strict=True)]
-        return self._draw(conversations, seeds, image_sampling, "editing")
+        return self._draw(conversations, seeds, image_sampling, "editing")[0]
 
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
         """A caption for each image."""
@@ -96,9 +109,11 @@ class HubModel:
         seeds: Sequence[int],
         image_sampling: dict[str, Any] | None,
         verb: str,
-    ) -> list[Image.Image]:
+    ) -> tuple[list[Image.Image], list[float]]:
         images: list[Image.Image] = []
+        seconds: list[float] = []
         for rows in self._batches(len(conversations), verb):
+            started = time.monotonic()
             # Not `decode_image_tokens`: tokens that are vectors do not stand in the sequences.
             drawn = self.model.generate(
                 **self._inputs([conversations[row] for row in rows], "image"),
@@ -109,7 +124,8 @@ class HubModel:
             )
             pixels = [image for row in drawn.images for image in row]
             images += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
-        return images
+            seconds.append((time.monotonic() - started) / len(rows))
+        return images, seconds
 
     def _write(self, conversations: list[list[dict]], verb: str) -> list[str]:
         texts: list[str] = []

@@ -1,13 +1,18 @@
-"""Puts measured numbers into documents: `python -m eval.report eval/results/ugen-spark.json README.md ...`.
+"""Puts measured numbers into a document.
 
-What stands between the two marker lines of a document is replaced by tables made from the JSON, so that a printed
-number is always a measured one; a test compares them.
+    python -m eval.report model_cards/ugen-spark/README.md eval/results/ugen-spark.json   # all of one model
+    python -m eval.report README.md eval/results/*-spark.json                             # models beside each other
+
+What stands between the two marker lines of the document is replaced by tables made from the JSON, so that a printed
+number is always a measured one; a test compares them. One result gives a table for each task, several give one table
+with a column for each model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +104,7 @@ def frechet_sentence(frechet: dict[str, Any]) -> str:
     )
 
 
-def markdown(record: dict[str, Any]) -> str:
+def tables_of_one(record: dict[str, Any]) -> str:
     """All tables of a result of the suite `spark`, for the tasks that were measured."""
     tables = {"drawing": drawing_table, "editing": editing_table}
     blocks = ["\n".join(table(record[task])) for task, table in tables.items() if task in record]
@@ -110,7 +115,124 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def with_results(document: str, record: dict[str, Any]) -> str:
+def both(shares: Sequence[float | None]) -> str:
+    """The shares of held-out and of seen combinations, in one cell."""
+    return " / ".join("-" if share is None else f"{100 * share:.0f}" for share in shares) + " %"
+
+
+def drawing_cells(drawing: dict[str, Any]) -> dict[str, str]:
+    cells = {
+        f"drawing: {name}": both([drawing["model"][s].get(key) for s in SPLITS]) for key, name in CATEGORIES.items()
+    }
+    cells["drawing: ceiling of overall"] = both([drawing["codec"][s].get("overall") for s in SPLITS])
+    if "seconds_per_image" in drawing:  # older results lack it
+        cells["drawing: seconds per image"] = f"{drawing['seconds_per_image']:.2g}"
+    return cells
+
+
+def describing_cells(describing: dict[str, Any]) -> dict[str, str]:
+    names = {"exact_match": "all facts right, none missing", "f1": "F1 over facts"}
+    return {f"describing: {name}": both([describing[s][key] for s in SPLITS]) for key, name in names.items()}
+
+
+def answering_cells(answering: dict[str, Any]) -> dict[str, str]:
+    return {
+        "answering: accuracy": both([answering[s]["accuracy"] for s in SPLITS]),
+        "answering: F1 of yes and no": both([answering[s]["yes_no"]["f1"] for s in SPLITS]),
+    }
+
+
+def editing_cells(editing: dict[str, Any]) -> dict[str, str]:
+    names = {"changed": "as asked", "stayed": "the rest stayed", "exact": "both"}
+    cells = {f"editing: {name}": both([editing["model"][s][key] for s in SPLITS]) for key, name in names.items()}
+    return cells | {"editing: ceiling of both": both([editing["codec"][s]["exact"] for s in SPLITS])}
+
+
+def codec_cells(codec: dict[str, Any]) -> dict[str, str]:
+    names = {"scenes": "scenes", "held_out_drawings": "drawings it never saw"}
+    return {
+        f"codec: PSNR, SSIM on {name}": f"{codec[key]['psnr']:.1f} dB, {codec[key]['ssim']:.3f}"
+        for key, name in names.items()
+    }
+
+
+def text_cells(text: dict[str, Any]) -> dict[str, str]:
+    return {
+        "text: perplexity per token": f"{text['perplexity']:.1f}",
+        "text: bits per byte": f"{text['bits_per_byte']:.2f}",
+    }
+
+
+def frechet_cells(frechet: dict[str, Any]) -> dict[str, str]:
+    distances = f"{frechet['model']['frechet']:.1f}, {frechet['codec']['frechet']:.1f}"
+    return {"Frechet distance to real scenes: drawn, through the codec": distances}
+
+
+# What a result may hold -> its rows in the table of several models, label -> cell.
+CELLS: dict[str, Callable[[Any], dict[str, str]]] = {
+    "parameters": lambda count: {"parameters, codec included": f"{count / 1e6:.1f}M"},
+    "drawing": drawing_cells,
+    "describing": describing_cells,
+    "answering": answering_cells,
+    "editing": editing_cells,
+    "codec": codec_cells,
+    "text": text_cells,
+    "frechet": frechet_cells,
+}
+
+
+def model_name(record: dict[str, Any]) -> str:
+    return Path(record["model"]).name
+
+
+def frechet_note(record: dict[str, Any]) -> str | None:
+    if frechet := record.get("frechet"):
+        return f"Frechet: {frechet['features']}, n = {frechet['model']['n']}, not comparable with other FIDs."
+    return None
+
+
+def seconds_note(record: dict[str, Any]) -> str | None:
+    if "seconds_per_image" in record.get("drawing", {}):
+        batch_size, machine = record["settings"]["batch_size"], record["environment"]["machine"]
+        return f"Seconds: median over batches of {batch_size} ({machine})."
+    return None
+
+
+def common_note(records: Sequence[dict[str, Any]], note: Callable[[dict[str, Any]], str | None]) -> str:
+    """What `note` says of the records: once where it is the same of all, else after the models' names."""
+    said = {model_name(record): text for record in records if (text := note(record))}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return " ".join(f"{name}: {text}" for name, text in said.items())
+
+
+def table_of_several(records: Sequence[dict[str, Any]]) -> str:
+    """One table with a column for each model, "-" where something was not measured, and notes below it.
+
+    Raises:
+        ValueError: results that do not stand beside each other: of one name, or of other items.
+    """
+    names = [model_name(record) for record in records]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two results of {', '.join(sorted(twice))}: pass one of each model")
+    items = {(record["suite"], record["settings"]["limit"]) for record in records}
+    if len(items) > 1:
+        raise ValueError(f"results of other items, (suite, limit) {items}: measure all models with the same")
+    lines = ["| held-out / seen combinations | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for part, cells_of in CELLS.items():
+        columns = [cells_of(record[part]) if part in record else {} for record in records]
+        for label in dict.fromkeys(label for column in columns for label in column):
+            lines.append(f"| {label} | " + " | ".join(column.get(label, "-") for column in columns) + " |")
+    notes = [common_note(records, note) for note in (frechet_note, seconds_note)]
+    return "\n\n".join(filter(None, ["\n".join(lines), " ".join(filter(None, notes))]))
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The tables of one result, or one table of several."""
+    return tables_of_one(records[0]) if len(records) == 1 else table_of_several(records)
+
+
+def with_results(document: str, records: Sequence[dict[str, Any]]) -> str:
     """The document with fresh tables between its markers.
 
     Raises:
@@ -119,17 +241,24 @@ def with_results(document: str, record: dict[str, Any]) -> str:
     if document.count(BEGIN) != 1 or document.count(END) != 1:
         raise ValueError(f"the document needs one line {BEGIN} and, after it, one line {END}")
     before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{markdown(record)}\n\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n\n{markdown(records)}\n\n{END}{rest.split(END)[1]}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A result of `eval.run`. Raises ValueError for any other file."""
+    record = json.loads(path.read_text())
+    if "suite" not in record:
+        raise ValueError(f"{path} holds no result of a suite: pass the files that eval.run writes")
+    return record
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("results", type=Path, help="JSON written by eval.run")
-    parser.add_argument("documents", type=Path, nargs="+", help="Markdown files to bring up to date")
+    parser.add_argument("document", type=Path, help="Markdown file to bring up to date")
+    parser.add_argument("results", type=Path, nargs="+", help="JSON written by eval.run, in the order of the columns")
     arguments = parser.parse_args()
-    record = json.loads(arguments.results.read_text())
-    for path in arguments.documents:
-        path.write_text(with_results(path.read_text(), record))
+    records = [read_record(path) for path in arguments.results]
+    arguments.document.write_text(with_results(arguments.document.read_text(), records))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Prints tables, the judge's accuracy on real scenes (the ceiling) beside the mode
     NAME.items.jsonl   every drawing's verdict, every caption, every answer
     NAME.png           drawings under their prompts, edits beside their sources, with what the judge saw
 
-Seeds are fixed: the same model, settings, packages and threads give the same numbers.
+Seeds are fixed: the same model, settings, packages and threads give the same numbers, but for seconds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def drawing_lines(drawing: dict[str, Any]) -> list[str]:
             for source in ("model", "codec", "real")
         ]
         lines.append(f"{category:16}" + "".join(f"{x:{w}.3f}" for x, w in zip(shares, (10, 11, 7) * 2, strict=True)))
-    return [*lines, ""]
+    return [*lines, f"{'seconds an image':16}{drawing['seconds_per_image']:10.3f}", ""]
 
 
 def editing_lines(editing: dict[str, Any]) -> list[str]:
@@ -177,13 +177,12 @@ def run(
     started = time.monotonic()
     hub_model = HubModel.load(model, trust_remote_code, batch_size)
     results, items = SUITES[suite](hub_model, limit, seed, image_sampling, tasks)
-    own_sampling = getattr(hub_model.model.generation_config, "image_sampling", None) or {}
     record = {
         "suite": suite,
         "model": model,
         "parameters": sum(p.numel() for p in hub_model.model.parameters()),
         "settings": {
-            "image_sampling": {**own_sampling, **(image_sampling or {})},
+            "image_sampling": {**hub_model.image_sampling, **(image_sampling or {})},
             "text": "greedy",
             "seeds": f"{seed} + number of the prompt in its split",
             "batch_size": batch_size,

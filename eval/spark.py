@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,22 +102,26 @@ def judge_drawings(judge: Judge, rows: list[Row], images: Sequence[Image.Image])
 def measure_drawing(
     hub_model: HubModel, judge: Judge, limit: int | None, seed: int, image_sampling: Row | None
 ) -> tuple[Row, list[Row]]:
-    """The judge on real scenes, on real scenes through the codec, and on what the model draws. Items hold images."""
+    """The judge on real scenes, on real scenes through the codec, and on what the model draws; the median over batches
+    of the seconds that one drawing takes. Items hold images."""
     rows = read_items(HERE / "data" / "spark_drawing.parquet")
     results: Row = {"real": {}, "codec": {}, "model": {}}
     items: list[Row] = []
+    seconds: list[float] = []
     for split in SPLITS:
         chosen = of_split(rows, split, limit)
         real = [real_scene(Scene.from_json(row["scene"]), judge) for row in chosen]
         restored, _ = hub_model.reconstruct(real)
-        drawn = hub_model.draw(
+        drawn, of_batches = hub_model.draw_timed(
             [row["prompt"] for row in chosen], [seed + number for number in range(len(chosen))], image_sampling
         )
+        seconds += of_batches
         results["real"][split], _ = judge_drawings(judge, chosen, real)
         results["codec"][split], _ = judge_drawings(judge, chosen, restored)
         results["model"][split], judged = judge_drawings(judge, chosen, drawn)
         for item, *images in zip(judged, real, restored, drawn, strict=True):
             items.append(item | dict(zip(("real", "restored", "drawn"), images, strict=True)))
+    results["seconds_per_image"] = statistics.median(seconds)
     return results, items
 
 

@@ -191,7 +191,9 @@ def test_suite_writes_its_three_files(model_folder, tmp_path, monkeypatch, capsy
         assert record["drawing"]["real"][split]["overall"] == 1
         assert record["drawing"]["model"][split]["overall"] < 1  # it has random weights
         assert record["drawing"]["model"][split]["n"] == record["describing"][split]["n"] == 6
-    assert record["settings"]["image_sampling"]["guidance_scale"] == 1.5
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance_scale": 1.5}
+    assert record["settings"]["image_sampling"] == sampling
+    assert 0 < record["drawing"]["seconds_per_image"] * 12 < record["seconds"] and record["parameters"] > 1000
     assert record["environment"]["packages"]["torch"] and record["seconds"] > 0
     assert record["codec"]["scenes"]["num_codes"] == 16
     assert record["settings"]["tasks"] == list(DEFAULT_TASKS) and "editing" not in record
