@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
 from train.arguments import training_arguments
+from train.balance import LongTailBalance
 from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import by_tokens, image, image_to_text, text_to_image
 from train.edits import sample_edit
@@ -150,6 +151,9 @@ def build_trainer(
     """The loop: optimiser, schedule, checkpoints, and the growing vocabulary where the recipe asks for one."""
     model.model.language_model.set_attn_implementation(recipe.attention)
     model.model.codec.requires_grad_(False)  # `from_pretrained` leaves every parameter trainable
+    balance = None
+    if recipe.supervise_features and recipe.supervised_ratio is not None:
+        balance = LongTailBalance(model.config.num_codes, recipe.supervised_ratio, recipe.seed)
     trainer = UnifiedTrainer(
         model=model,
         args=training_arguments(recipe, output),
@@ -158,6 +162,7 @@ def build_trainer(
         processing_class=processor,
         text_weight=recipe.text_weight,
         image_weight=recipe.image_weight,
+        balance=balance,
     )
     if recipe.steps_per_code is not None:
         order = random_order(model.config.num_codes, recipe.seed)

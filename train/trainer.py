@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from train.balance import LongTailBalance
 from train.checkpoints import ResumableTrainer
 
 LENGTH_STEP = 48  # tokens; finer steps save padding and cost calls of the model
@@ -30,10 +31,21 @@ class UnifiedTrainer(ResumableTrainer):
 
     Args:
         text_weight, image_weight: weight of each kind in the loss (UGen names none: 1 and 1).
+        balance: chooses the tokens of read images that are predicted; by default all that have labels.
     """
 
-    def __init__(self, *args, text_weight: float = 1.0, image_weight: float = 1.0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        text_weight: float = 1.0,
+        image_weight: float = 1.0,
+        balance: LongTailBalance | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.balance = balance
+        if balance:
+            self.add_callback(balance)
         self.weights = torch.tensor([text_weight, image_weight], device=self.args.device)
         # Dividing by the counts below is the whole normalisation: the Trainer must neither hand its own count to the
         # model nor divide by the number of micro-batches.
@@ -44,6 +56,9 @@ class UnifiedTrainer(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Micro-batches of one update and, in place of the Trainer's single count, the counts [text, image]."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.balance:  # before labels are counted
+            batches = [self._prepare_inputs(batch) for batch in batches]
+            self.balance.thin(batches, self.model, self.state.global_step)
         counts = sum((self._count_predicted(batch["labels"]) for batch in batches), torch.zeros(2, dtype=torch.long))
         return batches, self.accelerator.reduce(counts.to(device), "sum")
 
@@ -90,6 +105,8 @@ class UnifiedTrainer(ResumableTrainer):
             self._window = LossWindow()
             if self.model.config.num_codes:
                 logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
+            if self.balance:
+                logs.update(self.balance.logs())
         super().log(logs, start_time)
 
 

@@ -74,6 +74,7 @@ def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
     assert ("text_loss" in logged) or not reads
     assert ("image_loss" in logged) == bool(draws)
     assert ("image_perplexity" in logged) == bool(draws and model.config.num_codes)
+    assert ("balance_kept" in logged) == (recipe.supervised_ratio is not None)
     if recipe.editing_parts:
         edits_read = [p for p in output.parent.joinpath("cache").iterdir() if p.name.endswith("-12")]
         assert edits_read, "six edits are twelve scenes"
