@@ -137,7 +137,6 @@ class FlowObjective:
     """The velocity of the straight line from noise (time 0) to token (time 1) is predicted (our choice beside MAR's).
 
     x_t = (1 - t) noise + t token, hence the velocity is token - noise (rectified flow, arXiv 2209.03003, section 2).
-    The network only adds to a linear estimate (`velocity`).
     """
 
     num_outputs = 1
@@ -154,17 +153,7 @@ class FlowObjective:
         velocity_RND = tokens_RND - noise_RND
         noisy_RND = noise_RND + times_RN[..., None] * velocity_RND
         # A thousandfold, so that times lie as far apart in their embedding as those of the other objective.
-        outputs_RND = predict(noisy_RND, NUM_TIMESTEPS * times_RN)
-        return (self.velocity(noisy_RND, times_RN[..., None], outputs_RND) - velocity_RND).square().mean(-1)
-
-    def velocity(self, noisy: torch.Tensor, times: float | torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-        """The best linear estimate of the velocity from x_t, for tokens of mean 0 and variance 1, and what the network
-        adds to it, scaled so that it is asked for unit variance at any time: EDM's preconditioning (arXiv 2206.00364,
-        section 5) for a straight line. The network's norms lose how long a vector is, so that without it a narrow one
-        stays worse than the linear estimate where noise is low.
-        """
-        variance = times**2 + (1 - times) ** 2  # of x_t
-        return (2 * times - 1) / variance * noisy + outputs / variance**0.5
+        return (predict(noisy_RND, NUM_TIMESTEPS * times_RN) - velocity_RND).square().mean(-1)
 
     def times(self, steps: int) -> list[float]:
         return [NUM_TIMESTEPS * i / steps for i in range(steps)]
@@ -180,8 +169,7 @@ class FlowObjective:
         self, i: int, x_ND: torch.Tensor, outputs_N: torch.Tensor, noise_SND: torch.Tensor, sampling: dict[str, Any]
     ) -> torch.Tensor:
         """Euler's method."""
-        steps = sampling["num_inference_steps"]
-        return x_ND + self.velocity(x_ND, i / steps, outputs_N) / steps
+        return x_ND + outputs_N / sampling["num_inference_steps"]
 
 
 OBJECTIVES = {"epsilon": EpsilonObjective, "flow": FlowObjective}

@@ -134,18 +134,10 @@ def noised(objective: str, tokens, times, noise) -> torch.Tensor:
     return bar.sqrt() * tokens + (1 - bar).sqrt() * noise
 
 
-def velocity(x, times, outputs) -> torch.Tensor:
-    """Regression of token - noise on x_t, both of variance 1, and outputs times the deviation that it leaves."""
-    covariance, variance = times - (1 - times), times**2 + (1 - times) ** 2
-    left = 2 - covariance**2 / variance
-    return covariance / variance * x + left**0.5 * outputs
-
-
 def losses_of(objective: str, outputs, tokens, times, noise) -> torch.Tensor:
     """Squared error and, for "epsilon", the divergence of two normal distributions, means and all."""
     if objective == "flow":
-        x = noised(objective, tokens, times, noise)
-        return ((velocity(x, times[..., None], outputs) - (tokens - noise)) ** 2).mean(-1)
+        return ((outputs - (tokens - noise)) ** 2).mean(-1)
     predicted, share = outputs.chunk(2, -1)
     x = noised(objective, tokens, times, noise)
     mean, variance, beta, bar = posterior(x, tokens, times, betas())
@@ -174,7 +166,7 @@ def sampled(head, net, hidden, null, noise_SND, sampling, scale_N1) -> torch.Ten
         outputs, without = (outputs_of(net, x, times, condition) for condition in (hidden, null))
         guided = without[:, :SIZE] + scale_N1 * (outputs[:, :SIZE] - without[:, :SIZE])
         if flow:
-            x = x + velocity(x, i / steps, guided) / steps
+            x = x + guided / steps
             continue
         _, variance, beta, bar = posterior(x, x, t, betas(steps))
         mean = posterior(x, (x - (1 - bar).sqrt() * guided) / bar.sqrt(), t, betas(steps))[0]
@@ -205,19 +197,6 @@ def test_losses_and_gradients_are_the_formulas(make_sharp_head, objective):
         size = float(expected.abs().max())
         assert size > 0, name
         torch.testing.assert_close(grad.double(), expected, atol=1e-4 * size, rtol=1e-3, msg=lambda m, n=name: n + m)
-
-
-@pytest.mark.parametrize("time", [0.0, 0.3, 0.5, 0.9, 1.0])
-def test_a_flow_that_adds_nothing_is_the_best_linear_estimate(time):
-    """And what it leaves has the variance that an output of unit variance is scaled to."""
-    tokens_ND, noise_ND = torch.randn(2, 200_000, 1, dtype=torch.float64)
-    x_ND, velocity_ND = time * tokens_ND + (1 - time) * noise_ND, tokens_ND - noise_ND
-    slope = float((x_ND * velocity_ND).mean() / x_ND.square().mean())
-    flow = OBJECTIVES["flow"]()
-    estimate_ND = flow.velocity(x_ND, time, torch.zeros_like(x_ND))
-    torch.testing.assert_close(estimate_ND, slope * x_ND, atol=0.05, rtol=0)
-    scale = float(flow.velocity(torch.zeros(1), time, torch.ones(1)))
-    assert abs((velocity_ND - estimate_ND).std() - scale) < 0.02
 
 
 @both_objectives
