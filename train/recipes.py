@@ -330,9 +330,12 @@ def photo_patch_position() -> CodebookRecipe:
 
 
 def photo_patch() -> CodebookRecipe:
-    """With iterative hierarchical clustering too, the third row and the paper's method."""
+    """With iterative hierarchical clustering too, the third row and the paper's method.
+
+    alpha is small: where a sample is all patches, the cache meets no new ones and would never reach a large one.
+    """
     return replace(
-        photo_patch_position(), name="photo/patch", drop_repeats=True, delta=4, alpha=2000, samples_per_bin=8
+        photo_patch_position(), name="photo/patch", drop_repeats=True, delta=4, alpha=256, samples_per_bin=16
     )
 
 
