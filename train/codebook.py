@@ -1,12 +1,14 @@
 """Builds the codebook of the patch codec (UVU): `python -m train.codebook --recipe spark/patch --output runs/patch`.
 
     python -m train.codebook --recipe photo/patch --images FOLDER --output runs/photo [--num-codewords 8192] [--resume]
-    accelerate launch --cpu --num_processes 4 -m train.codebook ...    (or torchrun; the folder must be shared)
+    accelerate launch --multi_gpu --num_processes 4 -m train.codebook ...    (or torchrun --nproc-per-node 4)
 
 First every image is looked at once: patches are counted, as many as codewords become the first centres, and some of
 held-out images are put by. Then come rounds of clustering (`train.clustering`), each on a sample of the patches
 (`train.patches`). What stays in memory is of the codebook's size or of a sample's, never of the data's. After each
 round a whole checkpoint stands in the folder: killed at any moment, a build loses the round it was in.
+
+Processes need no GPU (but accelerate's --cpu starts only one); those of several machines need a shared folder.
 
 output/
   config.json, model.safetensors   the codec, when finished
@@ -237,7 +239,7 @@ def describe_build(recipe: CodebookRecipe, build: Build) -> dict[str, Any]:
         "skipped_images": [why for images in build.skipped for why in images.values()],
         "rounds": rounds,
         "processes": ranks.world(),
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "patches_per_second": {
             "surveyed": round(build.counts["patches"] / seconds["survey"]),
             "in_rounds": round(compared / (seconds["read"] + seconds["cluster"])),
@@ -296,9 +298,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when the codebook is finished, 130 when the build was interrupted and can be resumed."""
     args = parser().parse_args(argv)
-    given = {name: value for name, value in vars(args).items() if value is not None}
+    chosen = {name: value for name, value in vars(args).items() if value is not None}
     known = {field.name for field in fields(CodebookRecipe)}
-    recipe = replace(CODEBOOKS[args.recipe](), **{name: given[name] for name in given if name in known})
+    recipe = replace(CODEBOOKS[args.recipe](), **{name: chosen[name] for name in chosen if name in known})
     ranks.join()
     try:
         done = build_codebook(recipe, args.output, args.resume, args.skip_bad_images)
@@ -306,7 +308,8 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         ranks.leave()
     if first and not done:
-        print(f"stopped; go on with: python -m train.codebook {' '.join(argv or sys.argv[1:])} --resume")
+        given = [argument for argument in argv or sys.argv[1:] if argument != "--resume"]
+        print(f"stopped; go on with: python -m train.codebook {' '.join(given)} --resume")
     elif first:
         print(f"finished: {args.output}")
     return 0 if done else 130

@@ -247,8 +247,18 @@ def one_run(models: Sequence[Path]) -> tuple[LanguageModelRecipe, list[tuple[int
 
 
 def load(folder: Path) -> UnifiedForConditionalGeneration:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return UnifiedForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+    """A checkpoint in eval mode and float32.
+
+    Raises:
+        ValueError: one that does not hold all weights: random ones in their place would be measured.
+    """
+    model, info = UnifiedForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise ValueError(
+            f"{folder} lacks {sorted(info['missing_keys'])} and has {sorted(info['unexpected_keys'])} instead: measure "
+            "it with the code that it was trained with"
+        )
+    return model.eval().to(torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -299,8 +309,9 @@ def parser() -> argparse.ArgumentParser:
     )
     names = sorted(name for name, recipe in RECIPES.items() if isinstance(recipe(), LanguageModelRecipe))
     arguments.add_argument(
-        "--data", default=OWN, choices=[OWN, *names], help="the run's own samples, or those of another recipe"
-    )
+        "--data", default=OWN, choices=[OWN, *names], metavar="NAME",
+        help=f"{OWN}: the run's own samples; or the name of a recipe: its samples",
+    )  # fmt: skip
     arguments.add_argument("--output", type=Path, required=True, help="folder, beside the run's: scenes are shared")
     arguments.add_argument("--batches", type=int, default=8)
     arguments.add_argument("--seed", type=int, default=0, help="of orders, times and noise")

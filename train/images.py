@@ -15,7 +15,7 @@ from PIL import Image
 
 from train.recipes import spark_vq
 
-SPARK_IMAGES = 20_000
+SPARK_IMAGES = 10_000
 
 NamedImage = tuple[str, Callable[[], Image.Image]]
 

@@ -353,7 +353,9 @@ def spark_patch() -> CodebookRecipe:
         patch_size=8,
         reductions=(1,),
         position_strength=0.0,
-        patches_per_round=200_000,
+        patches_per_round=700_000,  # all of them: rendering them anew takes longer than clustering
+        initial_rounds=4,
+        rounds=12,
     )
 
 

@@ -247,6 +247,12 @@ def test_bad_folders_are_named(make_run, tmp_path):
         main(["--model", str(first / "checkpoint-4"), "--model", str(second / "checkpoint-12"), *output])
     with pytest.raises(ValueError, match="training.json does not exist"):
         main(["--model", str(first), *output])
+    model = UnifiedForConditionalGeneration.from_pretrained(second / "checkpoint-4")
+    weights = model.state_dict()
+    weights["model.stranger.weight"] = weights.pop("model.language_model.norm.weight")
+    model.save_pretrained(second / "checkpoint-4", state_dict=weights)
+    with pytest.raises(ValueError, match=r"lacks \['model.language_model.norm.weight'\] and has \['model.stranger"):
+        main(["--model", str(second / "checkpoint-4"), *output])
     write_json(first / "recipe.json", {"name": "spark/vq", "codec_config": {}})
     with pytest.raises(ValueError, match=r"no recipe of a language model: it has \['codec_config'\]"):
         main(["--model", str(first / "checkpoint-4"), *output])
