@@ -19,8 +19,6 @@ import argparse
 import io
 import json
 import random
-import shutil
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -28,6 +26,8 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from tqdm import tqdm
+
+from train.packages import fetch_npm
 
 SIZE = 64
 WEBP = {"format": "WEBP", "quality": 90}
@@ -54,19 +54,6 @@ FEATURES = Features(
         "held_out": Value("bool"),
     }
 )
-
-
-def fetch(package: str, folder: Path) -> Path:
-    """Download `name@version` with `npm pack` into `folder` and return the archive's path."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RuntimeError("npm was not found; install Node.js (Debian: apt-get install npm) to rebuild the drawings")
-    done = subprocess.run(
-        [npm, "pack", "--silent", "--pack-destination", str(folder), package], capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"`npm pack {package}` failed with status {done.returncode}: {done.stderr.strip()}")
-    return folder / done.stdout.split()[-1]
 
 
 def read_members(archive: Path, prefix: str) -> dict[str, bytes]:
@@ -155,7 +142,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     packages = [TEXTS, *(package for package, _ in HANDS.values())]
     with tempfile.TemporaryDirectory() as folder:
-        archives = {package: fetch(package, Path(folder)) for package in tqdm(packages, "npm pack")}
+        archives = {package: fetch_npm(package, Path(folder)) for package in tqdm(packages, "npm pack")}
         rows = list_drawings(archives)
     write_drawings(rows, output / "drawings.parquet")
 

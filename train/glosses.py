@@ -20,8 +20,6 @@ and licence: `train/data/NOTICE.md`.
 
 import argparse
 import re
-import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from hashlib import sha256
@@ -29,6 +27,8 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 from tqdm import tqdm
+
+from train.packages import fetch_deb, run
 
 PACKAGE = "wordnet-base=1:3.0-37"
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
@@ -49,15 +49,7 @@ INSULT = re.compile(r"offensive|obscen|vulgar|disparag|derogat|contempt|slur\b|s
 
 def fetch(folder: Path) -> Path:
     """Download and unpack the Debian package into `folder`; returns the folder of WordNet's data files."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise RuntimeError(f"{tool} was not found; rebuild the glosses on Debian or Ubuntu")
-    download = ["apt-get", "download", PACKAGE]
-    done = subprocess.run(download, cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = f"status {done.returncode}; is `apt-get update` due? {done.stderr.strip()}"
-        raise RuntimeError(f"`{' '.join(download)}` failed with {reason}")
-    subprocess.run(["dpkg-deb", "-x", str(next(folder.glob("*.deb"))), str(folder)], check=True)
+    run(["dpkg-deb", "-x", str(fetch_deb(PACKAGE, folder)), str(folder)], folder)
     return folder / "usr/share/wordnet"
 
 

@@ -21,8 +21,6 @@ started again.
 
 import argparse
 import json
-import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections import Counter
@@ -32,6 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from train.packages import MissingPackage, fetch_deb, fetch_npm, run
 from train.rcc import read_rcc
 
 LIST = Path(__file__).parent / "data" / "photographs.json"
@@ -80,34 +79,20 @@ def load_list(path: Path = LIST) -> tuple[list[Package], list[Photo]]:
     return packages, [Photo(**fields) for fields in listed["photos"]]
 
 
-def run(command: list[str], folder: Path, **options) -> subprocess.CompletedProcess:
-    """Run a tool in `folder`; MissingPhoto with the tool's own words where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        raise MissingPhoto(f"{command[0]} was not found; it is part of Debian and Ubuntu, or of Node.js if it is npm")
-    done = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, **options)
-    if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip()
-        raise MissingPhoto(f"`{' '.join(command)}` failed with status {done.returncode}: {said}")
-    return done
-
-
 def fetch(package: Package, folder: Path) -> Path:
     """Download one package into `folder`, which must be empty, and return it as a .tar or .tgz file.
 
     Raises MissingPhoto for a missing tool, and for a version that the archive does not have (any more).
     """
-    if package.client == "npm":
-        pack = ["npm", "pack", "--ignore-scripts", "--silent", f"{package.name}@{package.version}"]
-        run(pack, folder, stdout=subprocess.DEVNULL)
-        return next(folder.glob("*.tgz"))
     try:
-        run(["apt-get", "download", f"{package.name}={package.version}"], folder, stdout=subprocess.DEVNULL)
-    except MissingPhoto as error:
-        raise MissingPhoto(f"{error}\nis `apt-get update` due, or the version not in this release of Debian?") from None
-    tar = folder / "files.tar"
-    with tar.open("wb") as stream:
-        run(["dpkg-deb", "--fsys-tarfile", str(next(folder.glob("*.deb")))], folder, stdout=stream)
-    return tar
+        if package.client == "npm":
+            return fetch_npm(f"{package.name}@{package.version}", folder)
+        deb, tar = fetch_deb(f"{package.name}={package.version}", folder), folder / "files.tar"
+        with tar.open("wb") as stream:
+            run(["dpkg-deb", "--fsys-tarfile", str(deb)], folder, stdout=stream)
+        return tar
+    except MissingPackage as error:
+        raise MissingPhoto(str(error)) from None
 
 
 def read_members(archive: Path, paths: set[str]) -> dict[str, bytes]:

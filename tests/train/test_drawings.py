@@ -69,14 +69,14 @@ def test_notice_names_every_source():
 def test_missing_npm_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="npm was not found"):
-        drawings.fetch(drawings.TEXTS, tmp_path)
+        drawings.fetch_npm(drawings.TEXTS, tmp_path)
 
 
 @pytest.mark.slow
 def test_build_is_deterministic(tmp_path, dataset):
     packages = [drawings.TEXTS, *(package for package, _ in drawings.HANDS.values())]
     try:
-        archives = {package: drawings.fetch(package, tmp_path) for package in packages}
+        archives = {package: drawings.fetch_npm(package, tmp_path) for package in packages}
     except RuntimeError as error:
         pytest.skip(f"needs npm and its registry: {error}")
     rows = drawings.list_drawings(archives)
