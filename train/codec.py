@@ -83,12 +83,14 @@ class CodecImages(Dataset):
         return self.recipe.steps * self.recipe.batch_size
 
     def __getitem__(self, number: int) -> torch.Tensor:
+        return to_pixels([self.image(number)])[0]
+
+    def image(self, number: int) -> Image.Image:
+        """The same as RGB."""
         rng = random.Random(f"codec/{self.recipe.seed}/{number}")
         if rng.random() < self.recipe.drawing_share:
-            image = on_canvas(rng.choice(self.others), rng)
-        else:
-            image = render(training_scene(self.recipe.seed + 1, number, self.held_out), self.drawings)
-        return to_pixels([image])[0]
+            return on_canvas(rng.choice(self.others), rng)
+        return render(training_scene(self.recipe.seed + 1, number, self.held_out), self.drawings)
 
     def sample(self, name: str) -> Iterable[torch.Tensor]:
         """`SAMPLE_IMAGES` images in batches [B, C, H, W], a pure function of the name."""

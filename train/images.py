@@ -105,11 +105,7 @@ class SparkImages:
         self.images = CodecImages(replace(spark_vq(), seed=seed))
 
     def __iter__(self) -> Iterator[NamedImage]:
-        return ((f"scene {number}", partial(self._open, number)) for number in range(SPARK_IMAGES))
-
-    def _open(self, number: int) -> Image.Image:
-        pixels_HWC = (self.images[number] + 1).mul(127.5).round().byte().permute(1, 2, 0)
-        return Image.fromarray(pixels_HWC.numpy())
+        return ((f"scene {number}", partial(self.images.image, number)) for number in range(SPARK_IMAGES))
 
 
 class HeldOutDrawings:

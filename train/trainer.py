@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from train.balance import LongTailBalance
+from train.balance import LongTailBalance, count_text_targets
 from train.checkpoints import ResumableTrainer
 
 LENGTH_STEP = 48  # tokens; finer steps save padding and cost calls of the model
@@ -63,10 +63,8 @@ class UnifiedTrainer(ResumableTrainer):
         return batches, self.accelerator.reduce(counts.to(device), "sum")
 
     def _count_predicted(self, labels_BT: torch.Tensor) -> torch.Tensor:
-        targets = labels_BT[:, 1:]  # the model shifts labels by one: the first column is never predicted
-        config = self.model.config
-        image = ((targets == config.image_token_id) | (targets == config.image_feature_token_id)).sum()
-        return torch.stack([(targets != -100).sum() - image, image]).cpu()
+        text = count_text_targets(labels_BT, self.model.config)
+        return torch.tensor([text, int((labels_BT[:, 1:] != -100).sum()) - text])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Weighted sum of the unreduced losses over the counts of the whole update.
