@@ -27,7 +27,17 @@ class ImageBatch(NamedTuple):
     feature_pixels: list[torch.Tensor] | None  # the vision tower's view, B times [C, H, W] in [-1, 1]
 
 
-class TokenEncoder(nn.Module):
+class Encoder(nn.Module):
+    """One embedding for each square of `stride` x `stride` pixels."""
+
+    placeholder: str
+    stride: int
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return (height // self.stride) * (width // self.stride)
+
+
+class TokenEncoder(Encoder):
     """Reads the codec's own tokens, embedded exactly as a written image's are: one embedding per slot."""
 
     placeholder = "image_token_id"
@@ -36,16 +46,13 @@ class TokenEncoder(nn.Module):
         super().__init__()
         self.stride = config.codec_config.stride
 
-    def num_tokens(self, height: int, width: int) -> int:
-        return (height // self.stride) * (width // self.stride)
-
     def forward(self, images: ImageBatch) -> list[torch.Tensor]:
         if images.tokens is None:
             raise ValueError("this model reads images as tokens: pass pixel_values or image_tokens")
         return list(images.embed_tokens(images.tokens))
 
 
-class FeatureEncoder(nn.Module):
+class FeatureEncoder(Encoder):
     """Reads the features of a SigLIP tower through a projector; M x M neighbours are joined to one before it.
 
     A SigLIP-2 tower (NaFlex) sees images of any size, each at its own, in one batch. Tower and projector are trained
@@ -64,9 +71,6 @@ class FeatureEncoder(nn.Module):
         if config.vision_config.model_type not in towers:
             raise ValueError(f"no tower {config.vision_config.model_type!r}: choose one of {', '.join(towers)}")
         self.run_tower = towers[config.vision_config.model_type]
-
-    def num_tokens(self, height: int, width: int) -> int:
-        return (height // self.stride) * (width // self.stride)
 
     def forward(self, images: ImageBatch) -> list[torch.Tensor]:
         if images.feature_pixels is None:

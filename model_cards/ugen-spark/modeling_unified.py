@@ -370,7 +370,8 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         if labels is not None:
             if image_orders is not None:
                 image_tokens = put_in_order(image_tokens, image_orders)
-            if feature_tokens is None and bool((labels == self.config.image_feature_token_id).any()):
+            supervised = feature_pixel_values is not None and feature_tokens is None
+            if supervised and bool((labels == self.config.image_feature_token_id).any()):
                 feature_tokens = self.model.encode_read_images(feature_pixel_values, feature_sizes)
             text_loss, image_loss = self.losses(hidden_BTH, labels, input_ids, image_tokens, feature_tokens)
             predicted = max(1, len(text_loss) + len(image_loss)) if num_items_in_batch is None else num_items_in_batch

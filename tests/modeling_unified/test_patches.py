@@ -234,6 +234,9 @@ def test_labels_without_a_codeword_are_refused(make_tiny_config, sharp, model, p
         apart.model.encode_read_images(batch["feature_pixel_values"], batch["feature_sizes"])
     with pytest.raises(ValueError, match="31 labels on 31 placeholders, but 30 image tokens"):
         model(**batch, feature_tokens=torch.zeros(30, dtype=torch.long))
+    with pytest.raises(ValueError, match="31 labels are image placeholders, but no images were passed"):
+        inputs_embeds = model.get_input_embeddings()(batch["input_ids"])
+        model(inputs_embeds=inputs_embeds, labels=batch["labels"])
     batch["labels"][1, 2] = model.config.image_feature_token_id
     with pytest.raises(ValueError, match="32 labels on 31 placeholders"):
         model(**batch)
