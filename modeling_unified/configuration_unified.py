@@ -9,6 +9,8 @@ The one vocabulary, in the backbone's own embedding and `lm_head`:
     id:   0 ................ code_offset ................................ text_config.vocab_size
           text + special tokens |  code 0, code 1, ..., code num_codes - 1
           (the tokenizer's)     |  (never tokenizer entries; none where image tokens are vectors)
+
+Where codes are part of a published vocabulary (Chameleon's stand at 4 to 8195), text ids follow them too.
 """
 
 from copy import deepcopy
@@ -22,11 +24,17 @@ PARTS = {  # the parts that exist; the dictionaries of the other files hold one 
     "image_inputs": ("codes", "latents", "features"),
     "image_codec": ("vq", "kl", "patch"),
     "image_head": ("categorical", "diffusion"),
-    "image_order": ("raster", "random"),
+    "image_order": ("raster", "lines", "random"),
 }
 # Image tokens are codes, rows of the vocabulary, or vectors. Parts that can handle only one of the two:
 NEEDS_CODES = ("codes", "categorical")
 NEEDS_VECTORS = ("latents", "diffusion")
+
+# Ids of the vocabulary that stand for no text, each a field of the config.
+SPECIAL_IDS = (
+    "boi_token_id", "eoi_token_id", "mask_token_id", "image_token_id", "image_feature_token_id", "newline_token_id",
+    "sep_token_id",
+)  # fmt: skip
 
 # Shape of TinyLlama-1.1B, widened by 6 special tokens ([SOI] [EOI] [MASK] slot, feature, [PAD]) and 16,384 codes.
 _TINYLLAMA = {
@@ -75,6 +83,21 @@ _SIGLIP2_SO400M = {
 }  # fmt: skip
 _PATCHES = {"model_type": "unified_patch", "patch_size": 32, "num_codewords": 200_000}
 
+# Chameleon-7B, whose vocabulary holds the 8,192 codes; the weights are Lumina-mGPT's.
+_CHAMELEON_7B = {
+    "model_type": "chameleon", "vocab_size": 65_536, "hidden_size": 4096, "intermediate_size": 11_008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+# Chameleon's VQ-GAN in the words of diffusers' VQModel (the paper speaks of 16,384 codes, its code has 8,192).
+_CHAMELEON_VQ = {
+    "model_type": "unified_vq", "block_out_channels": [128, 128, 256, 256, 512], "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 5, "up_block_types": ["UpDecoderBlock2D"] * 5,
+    "latent_channels": 256, "vq_embed_dim": 256, "num_vq_embeddings": 8192, "norm_num_groups": 32,
+}  # fmt: skip
+# SigLIP-SO400M-patch14-384: 27x27 features.
+_SIGLIP_SO400M_384 = {**_SIGLIP_SO400M, "image_size": 384}
+
 # how images are read | how they are tokenised | how a token is predicted | in what order | the paper's sizes
 PARADIGMS: dict[str, dict[str, Any]] = {
     "ugen": {
@@ -96,9 +119,13 @@ PARADIGMS: dict[str, dict[str, Any]] = {
         "eoi_token_id": 151_653, "image_token_id": 151_654, "image_feature_token_id": 151_655,
         "mask_token_id": 151_665, "tie_word_embeddings": True,
     },
-    "unitoken": {  # lines: raster, with tokens for the size and at the end of each line
+    "unitoken": {  # ids of mask, slot and feature: reserved ones of that vocabulary (our choice, as the longest side)
         "image_inputs": ["codes", "features"], "image_codec": "vq", "image_head": "categorical",
-        "image_order": "lines",
+        "image_order": "lines", "text_config": _CHAMELEON_7B, "codec_config": _CHAMELEON_VQ,
+        "vision_config": _SIGLIP_SO400M_384, "projector_layers": 2, "image_size": [512, 512], "code_offset": 4,
+        "bos_token_id": 0, "eos_token_id": 8710, "pad_token_id": 1, "boi_token_id": 8197, "eoi_token_id": 8196,
+        "sep_token_id": 8198, "newline_token_id": 8803, "size_token_offset": 8804, "size_token_unit": 32,
+        "max_image_side": 2048, "mask_token_id": 8713, "image_token_id": 8711, "image_feature_token_id": 8712,
     },
 }  # fmt: skip
 
@@ -295,6 +322,10 @@ class UnifiedConfig(PreTrainedConfig):
         joint_softmax: whether text and codes compete for every target. Otherwise the softmax of a text target has the
             rows of text only, that of a code the rows of codes.
         code_offset: first row of the image codes; None puts the codes at the end of the vocabulary.
+        newline_token_id: with the order "lines", the id at the end of each row of an image.
+        size_token_offset, size_token_unit: with it, a side of s pixels is named by the id offset + s // unit.
+        max_image_side: with it, the longest side that has an id.
+        sep_token_id: between the slots and the features of one image, where it is read through both; None: nothing.
         image_size: [height, width] in pixels of a generated image where the caller names none.
         image_token_id: the slot, the placeholder of one codec token; `image_feature_token_id` that of one feature.
         boi_token_id, eoi_token_id: [SOI] and [EOI], around every image; `mask_token_id`: [MASK], which stands for
@@ -303,6 +334,7 @@ class UnifiedConfig(PreTrainedConfig):
             since it keeps every position supervised.
         inactive_codes_in_softmax: whether rows of inactive codes take part in the softmax. The paper does not say;
             our choice is no, so that the vocabulary really grows.
+        z_loss_weight: of the square of each softmax's log normaliser, added to its loss (UniToken: 1e-5).
         diffusion_objective: what the diffusion head learns: "epsilon", the noise, with a learned variance (MAR); or
             "flow", the velocity from noise to token along a straight line (our choice beside the paper's).
         diffusion_width, diffusion_depth: of its residual MLP (MAR-B: 1024 and 6; UniFluid's own were not found).
@@ -341,8 +373,14 @@ class UnifiedConfig(PreTrainedConfig):
     image_token_id: int = 32_003
     image_feature_token_id: int = 32_004
     pad_token_id: int | None = 32_005
+    newline_token_id: int | None = None
+    sep_token_id: int | None = None
+    size_token_offset: int | None = None
+    size_token_unit: int = 32
+    max_image_side: int = 0
     loss_on_mask: bool = True
     inactive_codes_in_softmax: bool = False
+    z_loss_weight: float = 0.0
     diffusion_objective: str = "epsilon"
     diffusion_width: int = 1024
     diffusion_depth: int = 6
@@ -379,18 +417,41 @@ class UnifiedConfig(PreTrainedConfig):
                     raise ValueError(f"{axis}: there is no part {name!r}; available: {', '.join(available)}")
 
     def _check_vocabulary(self) -> None:
-        rows = self.text_config.vocab_size
-        if self.code_offset + self.num_codes != rows or self.code_offset <= 0:
+        rows, end = self.text_config.vocab_size, self.code_offset + self.num_codes
+        if self.code_offset <= 0 or end > rows:
             raise ValueError(
-                f"code_offset {self.code_offset} + {self.num_codes} codes must be text_config.vocab_size {rows}, "
-                "with room for text before the codes"
+                f"code_offset {self.code_offset} + {self.num_codes} codes exceed text_config.vocab_size {rows}, or "
+                "leave no room for text before the codes"
             )
-        special = ("boi_token_id", "eoi_token_id", "mask_token_id", "image_token_id", "image_feature_token_id")
+        if end < rows and not self.joint_softmax:
+            raise ValueError(
+                f"the codes end at {end}, the vocabulary at {rows}: a softmax of codes alone needs its last rows"
+            )
+        special = [name for name in SPECIAL_IDS if getattr(self, name) is not None]
         for name in special:
-            if not 0 <= getattr(self, name) < self.code_offset:
-                raise ValueError(f"{name} {getattr(self, name)} must lie among the {self.code_offset} text ids")
+            if not 0 <= getattr(self, name) < rows or self.code_offset <= getattr(self, name) < end:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must lie among the {rows} rows of the vocabulary and not among the "
+                    f"codes, {self.code_offset} to {end - 1}"
+                )
         if len({getattr(self, name) for name in special}) < len(special):
             raise ValueError(f"two of {', '.join(special)} share an id: {[getattr(self, n) for n in special]}")
+        if self.image_order == "lines":
+            self._check_lines()
+
+    def _check_lines(self) -> None:
+        if self.newline_token_id is None or self.size_token_offset is None:
+            raise ValueError(
+                f"image_order 'lines' needs newline_token_id and size_token_offset, not {self.newline_token_id} and "
+                f"{self.size_token_offset}"
+            )
+        sizes, rows = self.size_token_ids, self.text_config.vocab_size
+        if not 0 <= sizes.start <= sizes.stop <= rows:
+            raise ValueError(
+                f"size tokens {sizes.start} to {sizes.stop - 1}, for sides of up to {self.max_image_side} in steps of "
+                f"{self.size_token_unit} pixels, must be rows of the vocabulary of {rows}"
+            )
+        self.size_ids(*self.image_size)
 
     def _check_image_size(self) -> None:
         stride = self.codec_config.stride
@@ -409,7 +470,10 @@ class UnifiedConfig(PreTrainedConfig):
                 raise ValueError(f"the codec {self.image_codec!r} makes {made}, which {name!r} cannot handle")
         if ("features" in self.image_inputs) != (self.vision_config is not None):
             raise ValueError("image_inputs 'features' and a vision_config go together: pass both, or neither")
-        allowed = {"projector_layers": (1, 2), "visual_target_offset": (0, 1), "spatial_merge_size": range(1, 17)}
+        allowed = {
+            "projector_layers": (1, 2), "visual_target_offset": (0, 1), "spatial_merge_size": range(1, 17),
+            "size_token_unit": range(1, 4097),
+        }  # fmt: skip
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} {getattr(self, name)}: choose {values[0]} to {values[-1]}")
@@ -420,6 +484,35 @@ class UnifiedConfig(PreTrainedConfig):
     def num_codes(self) -> int:
         """Codes of the codec, each a row of the vocabulary."""
         return self.codec_config.num_codes
+
+    @property
+    def special_token_ids(self) -> set[int]:
+        """Ids that stand for no text."""
+        named = {getattr(self, name) for name in (*SPECIAL_IDS, "bos_token_id", "pad_token_id")}
+        return (named | set(self.size_token_ids)) - {None}
+
+    @property
+    def size_token_ids(self) -> range:
+        """Ids that name a side of an image: of one unit, two units, ... up to the longest; none without "lines"."""
+        if self.size_token_offset is None:
+            return range(0)
+        first = self.size_token_offset + 1
+        return range(first, first + self.max_image_side // self.size_token_unit)
+
+    def size_ids(self, height: int, width: int) -> tuple[int, int]:
+        """The ids that name an image's size before its tokens, where the order is "lines".
+
+        Raises:
+            ValueError: a side that no id names.
+        """
+        for side in (height, width):
+            if side % self.size_token_unit or not 0 < side <= self.max_image_side:
+                raise ValueError(
+                    f"no token names a side of {side} pixels: choose multiples of {self.size_token_unit} up to "
+                    f"{self.max_image_side}"
+                )
+        height_id, width_id = (self.size_token_offset + side // self.size_token_unit for side in (height, width))
+        return height_id, width_id
 
     @property
     def feature_stride(self) -> int | None:

@@ -1,16 +1,18 @@
 """The decoding loop behind `generate`: text, images, and both in turn, for a batch of rows in different states.
 
-A row is always in one of three states, kept as a tensor: it writes text (step -1), it draws an image token (step i, for
-the place order[i]), or its image is whole (step L) and [EOI] must follow:
+A row is always in one of three states, kept as a tensor: it writes text (step -1), it follows an image's script (step
+i), or its image is whole (step S) and [EOI] must follow:
 
-    writing --[SOI]--> step 0 -> 1 -> ... -> L-1 -> L --[EOI]--> writing
+    writing --[SOI]--> step 0 -> 1 -> ... -> S-1 -> S --[EOI]--> writing
 
-so an image has exactly its grid's tokens and an end, whatever the model predicts. Guidance runs the conditional rows
+The script (`orders_unified`) says what a step is: the image token of the place order[j] is drawn, where j slots stand
+before it, or an id that the grid alone decides (size, newline) is put down. So an image has exactly its grid's tokens
+and an end, whatever the model predicts. Guidance runs the conditional rows
 and as many unconditional ones in one forward pass; an unconditional row sees the negative prompt and the image being
 drawn, nothing else.
 
-B rows asked for, R rows run (2B with guidance), T sequence, N rows in some state, C channels, L image tokens, H hidden
-size (height in pixel shapes), W width, V vocabulary.
+B rows asked for, R rows run (2B with guidance), T sequence, N rows in some state, C channels, L image tokens, S steps
+of an image's script, H hidden size (height in pixel shapes), W width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ class Request:
 
     mode: str
     grid: tuple[int, int]  # rows and columns of image tokens
+    script_S: torch.Tensor  # ids between [SOI] and [EOI]
+    slot: int  # the id in it that stands for an image token
     sampling: dict[str, Any]  # of image tokens, as the image head takes it
     generators: list[torch.Generator] | None  # one for each row
     order_BL: torch.Tensor  # in what order the places of an image are filled
@@ -39,6 +43,10 @@ class Request:
     @property
     def length(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def steps(self) -> int:
+        return len(self.script_S)
 
     @property
     def guided(self) -> bool:
@@ -77,6 +85,10 @@ class Decoding:
         self.step_B = torch.full((rows,), 0 if request.mode == "image" else -1, device=device)
         self.finished_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.order_BL = request.order_BL
+        # Of each step: whether an image token is drawn, and how many were before. The last entries are those of a whole
+        # image and, by the index -1, of a row that writes.
+        self.draws_S = F.pad(request.script_S == request.slot, (0, 1))
+        self.drawn_S = self.draws_S.cumsum(0) - self.draws_S.long()
         self.fed_RTH = model.model.embed(run_RT, images=images)
         self.fed_RTH[:, -1:] = self._with_places(self.fed_RTH[:, -1:], torch.zeros_like(self.finished_B))
         self.tokens_BL = None  # image tokens of the images being drawn, by place
@@ -107,10 +119,11 @@ class Decoding:
 
     def _step(self, hidden_RH: torch.Tensor) -> None:
         """Chooses the next token of every row, delivers what is complete, and moves each row to its next state."""
-        length, running_B = self.request.length, ~self.finished_B
-        writes_B = running_B & (self.step_B < 0)
-        draws_B = running_B & (self.step_B >= 0) & (self.step_B < length)
-        ends_B = running_B & (self.step_B == length)
+        request, running_B = self.request, ~self.finished_B
+        writes_B, ends_B = running_B & (self.step_B < 0), running_B & (self.step_B == request.steps)
+        inside_B = running_B & ~writes_B & ~ends_B
+        draws_B = inside_B & self.draws_S[self.step_B]
+        forced_B = inside_B & ~draws_B
         next_B = torch.full_like(self.step_B, self.settings.pad_token_id or 0)
         drawn = None
         if bool(writes_B.any()):
@@ -118,24 +131,25 @@ class Decoding:
         if bool(draws_B.any()):
             drawn = self._draw(hidden_RH, draws_B)
             next_B[draws_B] = self.model.model.image_head.sequence_ids(drawn)
+        next_B[forced_B] = request.script_S[self.step_B[forced_B]]
         next_B[ends_B] = self.model.config.eoi_token_id
         begins_B = writes_B & (next_B == self.model.config.boi_token_id)
         self._deliver(next_B, writes_B & ~begins_B, ends_B)
 
         self.sequences_BT = torch.cat([self.sequences_BT, next_B[:, None]], 1)
         self.finished_B |= writes_B & self.stopping(self.sequences_BT, None)
-        if self.request.mode == "image":
+        if request.mode == "image":
             self.finished_B |= ends_B
-        self.step_B = torch.where(draws_B, self.step_B + 1, torch.where(begins_B, 0, self.step_B))
+        self.step_B = torch.where(inside_B, self.step_B + 1, torch.where(begins_B, 0, self.step_B))
         self.step_B = torch.where(ends_B, -1, self.step_B)
-        self._extend_mask(begins_B | draws_B, ends_B)
+        self._extend_mask(begins_B | inside_B, ends_B)
         self._feed(next_B, draws_B, drawn)
 
     def _write(self, hidden_RH: torch.Tensor, writes_B: torch.Tensor) -> torch.Tensor:
         """Next text id of each row that writes, [N], by transformers' own sampling settings."""
         rows_N = writes_B.nonzero()[:, 0]
         # [SOI] and the image after it, [EOI] included, must fit
-        fits = self.sequences_BT.shape[1] + self.request.length + 2 <= self.settings.max_length
+        fits = self.sequences_BT.shape[1] + self.request.steps + 2 <= self.settings.max_length
         blocked_V = self.blocked_V[fits and self.request.mode == "interleaved"]
         logits_NV = self.model.lm_head(hidden_RH[rows_N]).float().masked_fill(blocked_V, -torch.inf)
         scores_NV = self.processors(self.sequences_BT[rows_N], logits_NV)
@@ -144,6 +158,7 @@ class Decoding:
     def _draw(self, hidden_RH: torch.Tensor, draws_B: torch.Tensor) -> torch.Tensor:
         """Next image token of each row that draws, [N, ...], put into its place."""
         rows_N, head = draws_B.nonzero()[:, 0], self.model.model.image_head
+        drawn_N = self.drawn_S[self.step_B[rows_N]]
         null_NH = hidden_RH[len(draws_B) :][rows_N] if self.request.guided else None
         tokens_N = head.sample(
             hidden_RH[rows_N],
@@ -151,11 +166,11 @@ class Decoding:
             self.request.sampling,
             null_NH,
             self.request.generators_of(rows_N),
-            progress_N=self.step_B[rows_N] / self.request.length,
+            progress_N=drawn_N / self.request.length,
         )
         if self.tokens_BL is None:
             self.tokens_BL = tokens_N.new_zeros(len(draws_B), self.request.length, *tokens_N.shape[1:])
-        self.tokens_BL[rows_N, self.order_BL[rows_N, self.step_B[rows_N]]] = tokens_N
+        self.tokens_BL[rows_N, self.order_BL[rows_N, drawn_N]] = tokens_N
         return tokens_N
 
     def _deliver(self, next_B: torch.Tensor, text_B: torch.Tensor, ends_B: torch.Tensor) -> None:
@@ -177,7 +192,7 @@ class Decoding:
         if len(mask_RT) > rows:
             next_R[rows:] = drawing_B.to(next_R.dtype)
             mask_RT = mask_RT.clone()
-            mask_RT[rows:, -self.request.length - 1 :] *= (~ends_B)[:, None].to(mask_RT.dtype)
+            mask_RT[rows:, -self.request.steps - 1 :] *= (~ends_B)[:, None].to(mask_RT.dtype)
         self.mask_RT = torch.cat([mask_RT, next_R[:, None]], 1)
 
     def _feed(self, next_B: torch.Tensor, draws_B: torch.Tensor, drawn: torch.Tensor | None) -> None:
@@ -191,11 +206,11 @@ class Decoding:
 
     def _with_places(self, embeds_R1H: torch.Tensor, drawn_B: torch.Tensor) -> torch.Tensor:
         """Tells the newest input the place it fills, where it holds an image token, and the place drawn next."""
-        length, steps_B1 = self.request.length, self.step_B[:, None]
-        own_B1 = self.order_BL.gather(1, (steps_B1 - 1).clamp(0, length - 1))
-        next_B1 = self.order_BL.gather(1, steps_B1.clamp(0, length - 1))
+        draws_B, drawn_B1 = self.draws_S[self.step_B], self.drawn_S[self.step_B][:, None]
+        own_B1 = self.order_BL.gather(1, (drawn_B1 - 1).clamp(min=0))
+        next_B1 = self.order_BL.gather(1, drawn_B1.clamp(max=self.request.length - 1))
         own_B1 = torch.where(drawn_B[:, None], own_B1, -1)
-        next_B1 = torch.where((steps_B1 >= 0) & (steps_B1 < length), next_B1, -1)
+        next_B1 = torch.where(draws_B[:, None], next_B1, -1)
         copies = len(embeds_R1H) // len(self.step_B)
         return self.model.model.image_order(embeds_R1H, own_B1.repeat(copies, 1), next_B1.repeat(copies, 1))
 

@@ -1,7 +1,8 @@
 """From a conversation to one sequence: which ids stand where, and which of them the model learns to write.
 
 Contract: `split_into_spans` checks a conversation and cuts it into spans; `lay_out` turns spans, their texts already
-tokenized, into `input_ids` and `labels` of equal length; `read_back` finds text and images in a generated sequence.
+tokenized, into `input_ids` and `labels` of equal length; `image_script` says which ids an image's tokens stand among;
+`read_back` finds text and images in a generated sequence.
 Pure functions over plain values; nothing is truncated. `CHAT_TEMPLATE` renders a conversation to the same ids (held by
 a test).
 
@@ -31,9 +32,17 @@ Legend: T ids of the sequence, L slots of one image (one per image token, in ras
         ids     [SOS] [SOI] f f [EOI] t t t [EOS]
         labels    .     .   f f   .   t t t [EOS]
 
-`t` is a text id, `s` the slot id `<|image_slot|>`, `f` the id of one feature `<|image_feature|>`, `.` is -100 (no
-loss). In `labels` a slot says "an image token is predicted here", and so does a feature: the token of what
-the feature shows. The model resolves both to codes or vectors.
+    image to text        read through codes and features, with sizes and newlines (UniToken); two rows of two slots
+        ids     [SOS] [SOI] h w s s n s s n [SEP] f f [EOI] t t t [EOS]
+        labels    .     .   . . . . . . . .   .   . .   .   t t t [EOS]
+
+    text to image        the same, the image's own features behind its codes, in training alone
+        ids     [SOS] t t t [SOI] h w s s n s s n [SEP] f f [EOI] [EOS]
+        labels    .   . . . [SOI] h w s s n s s n [SEP] . . [EOI] [EOS]
+
+`t` is a text id, `s` the slot id `<|image_slot|>`, `f` the id of one feature `<|image_feature|>`, `h`, `w` and `n` ids
+for height, width and the end of a row, `.` is -100 (no loss). In `labels` a slot says "an image token is predicted
+here", and so does a feature: the token of what the feature shows. The model resolves both to codes or vectors.
 Labels stand at the position of the id itself: the shift by one happens in the model. The first three are the layouts of
 the UGen paper. UniFluid's figure 1 shows features before the text, without `[SOI]` and `[EOI]`; how it lays out editing
 is not known to us. One frame around every image, whatever it is read through, is our choice: the model is told where an
@@ -107,6 +116,39 @@ class SpecialIds(NamedTuple):
     feature: int
 
 
+class Lines(NamedTuple):
+    """What stands between the slots of an image, in the words of the model's config."""
+
+    newline_token_id: int
+    size_token_offset: int
+    size_token_unit: int
+    max_image_side: int
+
+
+def image_script(grid: tuple[int, int], stride: int, slot: int, lines: Lines | None = None) -> list[int]:
+    """Ids of one image's tokens, between `[SOI]` and `[EOI]`: a slot for each; with `lines`, the ids of height and
+    width before them and a newline after each row.
+
+    Args:
+        grid: rows and columns of image tokens, each of `stride` pixels a side.
+
+    Raises:
+        ValueError: a side that no id names.
+    """
+    rows, columns = grid
+    if lines is None:
+        return [slot] * (rows * columns)
+    sides = [count * stride for count in grid]
+    for side in sides:
+        if side % lines.size_token_unit or side > lines.max_image_side:
+            raise ValueError(
+                f"no token names a side of {side} pixels: choose multiples of {lines.size_token_unit} up to "
+                f"{lines.max_image_side}"
+            )
+    size = [lines.size_token_offset + side // lines.size_token_unit for side in sides]
+    return [*size, *([slot] * columns + [lines.newline_token_id]) * rows]
+
+
 def split_into_spans(conversation: Sequence[dict]) -> list[Span]:
     """Cuts a conversation into spans; joins neighbouring texts of one author, puts in the newline after a prompt.
 
@@ -145,7 +187,7 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds, supervise_features: bool = F
 
     Args:
         spans: as from `split_into_spans`, where `content` of a text is now its list of ids, of an image the list of its
-            placeholders' ids: L slots, M features, or both in either order.
+            ids between `[SOI]` and `[EOI]`: those of L slots, of M features, or of both in either order.
         ids: the tokenizer's ids of the special tokens.
         supervise_features: whether features have labels too.
     """
@@ -159,7 +201,9 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds, supervise_features: bool = F
         else:
             added = [ids.eos]
         input_ids.extend(added)
-        labels.extend(token if written or token in predicted else IGNORE_INDEX for token in added)
+        labels.extend(
+            token if (written and token != ids.feature) or token in predicted else IGNORE_INDEX for token in added
+        )
     return input_ids, labels
 
 

@@ -34,7 +34,17 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from .image_processing_unified import load_rgb, native_size
-from .layout_unified import CHAT_TEMPLATE, IGNORE_INDEX, Span, SpecialIds, lay_out, read_back, split_into_spans
+from .layout_unified import (
+    CHAT_TEMPLATE,
+    IGNORE_INDEX,
+    Lines,
+    Span,
+    SpecialIds,
+    image_script,
+    lay_out,
+    read_back,
+    split_into_spans,
+)
 
 SPECIAL_TOKEN_ATTRIBUTES = (
     "pad_token",
@@ -47,7 +57,8 @@ SPECIAL_TOKEN_ATTRIBUTES = (
     "image_feature_token",
 )
 # How an image is read -> the tokenizer's attribute of the placeholder that is filled.
-PLACEHOLDERS = {"codes": "image_token", "latents": "image_token", "features": "image_feature_token"}
+SLOT, FEATURE = "image_token", "image_feature_token"
+PLACEHOLDERS = {"codes": SLOT, "latents": SLOT, "features": FEATURE}
 
 
 class UnifiedProcessorKwargs(ProcessingKwargs, total=False):
@@ -71,6 +82,9 @@ class UnifiedProcessor(ProcessorMixin):
             the codec sees; by default the features are read from the same pixels.
         max_features: instead, the view for features keeps an image's own size and aspect ratio, to whole features, and
             is made smaller only where it had more of them than this. For towers that take any size (SigLIP-2 NaFlex).
+        image_lines: `{"newline_token_id":, "size_token_offset":, "size_token_unit":, "max_image_side":}` as in the
+            model's config where its order is "lines"; by default nothing stands between the slots.
+        sep_token_id: as in the model's config, between slots and features of one image.
 
     Raises:
         ValueError: a tokenizer without one of the tokens; image inputs that are unknown, none, or two for the same
@@ -91,6 +105,8 @@ class UnifiedProcessor(ProcessorMixin):
         feature_stride: int | None = None,
         feature_size: dict[str, int] | None = None,
         max_features: int | None = None,
+        image_lines: dict[str, int] | None = None,
+        sep_token_id: int | None = None,
     ):
         missing = [name for name in SPECIAL_TOKEN_ATTRIBUTES if getattr(tokenizer, name, None) is None]
         if missing:
@@ -118,10 +134,12 @@ class UnifiedProcessor(ProcessorMixin):
         )
         self.image_inputs, self.feature_stride = list(image_inputs), feature_stride
         self.feature_size, self.max_features = feature_size, max_features
+        self.image_lines, self.sep_token_id = image_lines, sep_token_id
+        self._lines = image_lines and Lines(**image_lines)
         self._check_image_inputs()
-        self.read_placeholders = [getattr(tokenizer, PLACEHOLDERS[name]) for name in self.image_inputs]
-        self.reads_slots = self.image_token in self.read_placeholders
-        self.reads_features = self.image_feature_token in self.read_placeholders
+        self.read_placeholders = [PLACEHOLDERS[name] for name in self.image_inputs]
+        self.reads_slots = SLOT in self.read_placeholders
+        self.reads_features = FEATURE in self.read_placeholders
 
     @property
     def model_input_names(self) -> list[str]:
@@ -171,7 +189,8 @@ class UnifiedProcessor(ProcessorMixin):
         """The text of one read image, from the views of all."""
         views = {key: values[image_idx : image_idx + 1] for key, values in image_inputs.items()}
         features = next(iter(self._features_of(views)), 0)
-        return self.boi_token + "".join(self._placeholders(self._slots_of(views), features)) + self.eoi_token
+        ids = self._image_ids(self.read_placeholders, self._grid_of(views), features)
+        return self.boi_token + "".join(self.tokenizer.convert_ids_to_tokens(ids)) + self.eoi_token
 
     def validate_inputs(self, images=None, text=None, **kwargs) -> None:
         """Every text has as many placeholders as images (a list of lists is checked text by text)."""
@@ -185,6 +204,7 @@ class UnifiedProcessor(ProcessorMixin):
         padding_side: str = "right",
         max_length: int | None = None,
         supervise_features: bool = False,
+        features_of_written: bool = False,
     ) -> BatchFeature:
         """Conversations to one training batch.
 
@@ -196,6 +216,8 @@ class UnifiedProcessor(ProcessorMixin):
             max_length: most tokens of a conversation; none by default.
             supervise_features: whether the model shall predict what it reads, too: labels on every feature (UVU's
                 visual supervision).
+            features_of_written: whether an image that is written is followed by its own features, which then needs
+                `image`. UniToken trains so; when it draws there are none.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` [B,T] int64 (labels: see `layout_unified.py`; -100 at padding) and,
@@ -207,23 +229,23 @@ class UnifiedProcessor(ProcessorMixin):
                 text; naming the image by its place in the batch: slots filled from pixels here and from tokens there,
                 tokens of different shapes, features to be read without `image`. Features to supervise, but not read.
         """
-        if supervise_features and not self.reads_features:
-            raise ValueError(f"image_inputs is {self.image_inputs}: there are no features to supervise")
+        if (supervise_features or features_of_written) and not self.reads_features:
+            raise ValueError(f"image_inputs is {self.image_inputs}: there are no features to supervise or to add")
         if padding_side not in ("left", "right"):
             raise ValueError(f'padding_side is {padding_side!r}: pass "left" or "right"')
         rows = [
             _named(f"conversation {index}", split_into_spans, conversation)
             for index, conversation in enumerate(conversations)
         ]
-        image_inputs = self._encode_images([span for row in rows for span in row if span.kind == "image"])
-        slots, features = self._slots_of(image_inputs), iter(self._features_of(image_inputs))
+        written = [SLOT, FEATURE] if features_of_written else [SLOT]
+        images = [span for row in rows for span in row if span.kind == "image"]
+        image_inputs = self._encode_images(images, features_of_written)
+        grid, features = self._grid_of(image_inputs), iter(self._features_of(image_inputs))
         token_ids = iter(self._encode_texts(rows))
 
         def image_ids(span: Span) -> list[int]:
-            if span.written:
-                return [self.image_token_id] * slots
-            read = self._placeholders(slots, next(features) if self.reads_features else 0)
-            return self.tokenizer.convert_tokens_to_ids(read)
+            placeholders = written if span.written else self.read_placeholders
+            return self._image_ids(placeholders, grid, next(features) if FEATURE in placeholders else 0)
 
         input_ids, labels = [], []
         for index, row in enumerate(rows):
@@ -352,14 +374,24 @@ class UnifiedProcessor(ProcessorMixin):
         padded = [F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in pixels]
         return {"feature_pixel_values": torch.stack(padded), "feature_sizes": sizes_R2}
 
-    def _slots_of(self, image_inputs: Mapping[str, Any]) -> int:
-        """Image tokens of each image that has slots; they share one size."""
-        if "image_tokens" in image_inputs:
-            return len(image_inputs["image_tokens"][0])
+    def _grid_of(self, image_inputs: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of image tokens of each image that has slots; they share one size."""
         if "pixel_values" in image_inputs:
             height, width = image_inputs["pixel_values"][0].shape[-2:]
-            return (height // self.image_stride) * (width // self.image_stride)
-        return 0
+            return height // self.image_stride, width // self.image_stride
+        if "image_tokens" not in image_inputs:
+            return 0, 0
+        length = len(image_inputs["image_tokens"][0])
+        if self._lines is None:
+            return 1, length  # where no row ends, any grid is as good
+        size = self.image_processor.size
+        rows, columns = (size[side] // self.image_stride for side in ("height", "width"))
+        if rows * columns != length:
+            raise ValueError(
+                f"image_tokens of {length} are not the {rows}x{columns} of the image processor's size, so that their "
+                "rows are not known: give the images as `image`"
+            )
+        return rows, columns
 
     def _features_of(self, image_inputs: Mapping[str, Any]) -> list[int]:
         """Features of each image that is read through them."""
@@ -368,10 +400,16 @@ class UnifiedProcessor(ProcessorMixin):
             sizes = [tuple(map(int, size)) for size in image_inputs["feature_sizes"]]
         return [(height // self.feature_stride) * (width // self.feature_stride) for height, width in sizes]
 
-    def _placeholders(self, slots: int, features: int) -> list[str]:
-        """What stands between [SOI] and [EOI] of an image that is read."""
-        counts = {self.image_token: slots, self.image_feature_token: features}
-        return [token for token in self.read_placeholders for _ in range(counts[token])]
+    def _image_ids(self, placeholders: list[str], grid: tuple[int, int], features: int) -> list[int]:
+        """What stands between [SOI] and [EOI] of an image that has these placeholders, in their order."""
+        parts = {
+            SLOT: image_script(grid, self.image_stride, self.image_token_id, self._lines),
+            FEATURE: [self.image_feature_token_id] * features,
+        }
+        ids = list(parts[placeholders[0]])
+        for name in placeholders[1:]:
+            ids += [self.sep_token_id] * (self.sep_token_id is not None) + parts[name]
+        return ids
 
     def _check_placeholders(self, images: Any, placeholders: list[int]) -> None:
         given = _images_per_text(images, placeholders)
@@ -397,14 +435,18 @@ class UnifiedProcessor(ProcessorMixin):
                 )
         return token_ids["input_ids"]
 
-    def _encode_images(self, images: list[Span]) -> dict[str, torch.Tensor]:
+    def _encode_images(self, images: list[Span], features_of_written: bool) -> dict[str, torch.Tensor]:
         """Image spans to `pixel_values` or `image_tokens`, and `feature_pixel_values`; each only where it is needed."""
         parts = {
             index: {key: image.content[key] for key in ("image", "image_tokens") if image.content.get(key) is not None}
             for index, image in enumerate(images)
         }
         with_slots = {i: part for i, part in parts.items() if images[i].written or self.reads_slots}
-        with_features = {i: part for i, part in parts.items() if not images[i].written and self.reads_features}
+        with_features = {
+            i: part
+            for i, part in parts.items()
+            if self.reads_features and (features_of_written or not images[i].written)
+        }
         source = _one_source(with_slots)
         for index, part in with_features.items():
             if "image" not in part:

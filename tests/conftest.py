@@ -120,8 +120,13 @@ def tiny_patch_parts() -> dict:
     }
 
 
+def tiny_tower() -> dict:
+    """The tower of the vectors, with the projector of the published system."""
+    return {"vision_config": tiny_vector_parts()["vision_config"], "projector_layers": 2}
+
+
 # What the rows of the table need at tiny sizes, beside the codec with codes that `make_tiny_config` begins with.
-TINY_PARTS = {"ugen": dict, "unifluid": tiny_vector_parts, "uvu": tiny_patch_parts}
+TINY_PARTS = {"ugen": dict, "unifluid": tiny_vector_parts, "uvu": tiny_patch_parts, "unitoken": tiny_tower}
 
 
 @pytest.fixture
@@ -134,11 +139,21 @@ def tiny_codec():
 
 
 @pytest.fixture(scope="session")
-def make_tiny_config(trained_tokenizer):
-    from modeling_unified.configuration_unified import UnifiedConfig
+def tokenizer_with_lines(trained_tokenizer):
+    """A tokenizer that names sides and rows of images, and the fields of a config that say how."""
+    from train.initialise import add_image_lines
+
+    tokenizer = copy.deepcopy(trained_tokenizer)
+    return tokenizer, add_image_lines(tokenizer, unit=STRIDE, longest=4 * IMAGE_SIZE)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_config(trained_tokenizer, tokenizer_with_lines):
+    from modeling_unified.configuration_unified import PARADIGMS, UnifiedConfig
 
     def make(paradigm: str = "ugen", **overrides):
-        tokenizer = trained_tokenizer
+        lines = (PARADIGMS[paradigm] | overrides)["image_order"] == "lines"
+        tokenizer, fields = tokenizer_with_lines if lines else (trained_tokenizer, {})
         codec_arguments = tiny_codec_arguments()
         parts = TINY_PARTS.get(paradigm, dict)()
         codec = parts.get("codec_config", codec_arguments)
@@ -166,7 +181,7 @@ def make_tiny_config(trained_tokenizer):
             "image_token_id": tokenizer.image_token_id,
             "image_feature_token_id": tokenizer.image_feature_token_id,
         }
-        return UnifiedConfig.for_paradigm(paradigm, **(arguments | parts | overrides))
+        return UnifiedConfig.for_paradigm(paradigm, **(arguments | fields | parts | overrides))
 
     return make
 
@@ -185,13 +200,15 @@ def tiny_model(tiny_config):
 
 
 @pytest.fixture(scope="session")
-def make_tiny_processor(trained_tokenizer):
+def make_tiny_processor(trained_tokenizer, tokenizer_with_lines):
     from processing_unified import UnifiedImageProcessor, UnifiedProcessor
+    from train.initialise import LINES
 
     def make(config=None):
         """For a model of `config`; by default one that reads codes."""
         image_processor = UnifiedImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, stride=STRIDE)
-        tokenizer = copy.deepcopy(trained_tokenizer)
+        lines = config is not None and config.image_order == "lines"
+        tokenizer = copy.deepcopy(tokenizer_with_lines[0] if lines else trained_tokenizer)
         if config is None:
             return UnifiedProcessor(image_processor, tokenizer, image_stride=STRIDE)
         any_size = config.vision_config and config.vision_config.model_type == "siglip2_vision_model"
@@ -202,6 +219,8 @@ def make_tiny_processor(trained_tokenizer):
             image_inputs=config.image_inputs,
             feature_stride=config.feature_stride,
             max_features=64 if any_size else None,
+            image_lines={name: getattr(config, name) for name in LINES} if lines else None,
+            sep_token_id=config.sep_token_id,
         )
 
     return make

@@ -3,7 +3,7 @@
 What a row cannot do yet is refused by name. The fixture `model` is a random model of each row in turn, with weights
 wide enough that its predictions differ from place to place.
 
-B batch, T sequence, H hidden size, L image tokens, N images.
+B batch, T sequence, H hidden size, L image tokens, S positions of an image, N images.
 """
 
 import copy
@@ -80,6 +80,11 @@ def tokens(config: UnifiedConfig, seed: int) -> torch.Tensor:
     return torch.randn(L, config.codec_config.token_size, generator=generator)
 
 
+def script(model) -> torch.Tensor:
+    """Ids [S] between [SOI] and [EOI] of an image: its L slots, and what its order puts between them."""
+    return model.model.image_order.script((4, 4))
+
+
 def said(role: str, *content: dict) -> dict:
     return {"role": role, "content": list(content)}
 
@@ -153,7 +158,7 @@ def test_contract_shapes(model, processor, encode, make_image):
 
     prompt = processor(text=TEXTS)
     drawn = generate(model, **prompt, generation_mode="image", seed=0)
-    assert drawn.sequences.shape == (3, prompt["input_ids"].shape[1] + 1 + L + 1)
+    assert drawn.sequences.shape == (3, prompt["input_ids"].shape[1] + 1 + len(script(model)) + 1)
     assert [[image.shape for image in images] for images in drawn.images] == [[(3, 8, 8)]] * 3
     assert [[drawn.shape for drawn in row] for row in drawn.image_tokens] == [[tokens_NL[0].shape]] * 3
 
@@ -194,17 +199,21 @@ def test_the_sampling_path_equals_teacher_forcing(model, processor, chance):
     sampling = quick(model) if chance else greedy(model)
     drawn = generate(model, **prompt, generation_mode="image", seed=3, image_order=order_BL, image_sampling=sampling)
     handle.remove()
-    drawn_BLH = torch.stack(steps, 1)[:, :L]  # the last step only writes [EOI]
+    script_S = script(model)
+    drawn_BSH = torch.stack(steps, 1)[:, : len(script_S)]  # the last step only writes [EOI]
+    image, before = slice(-len(script_S) - 1, -1), slice(-len(script_S) - 2, -2)
 
     for row, mask_T in enumerate(prompt["attention_mask"]):
         ids_T = drawn.sequences[row, int((mask_T == 0).sum()) :].clone()
-        ids_T[-L - 1 : -1] = model.config.image_token_id
+        forced_S = script_S != model.config.image_token_id
+        assert torch.equal(ids_T[image][forced_S], script_S[forced_S])
+        ids_T[image] = script_S
         tokens_1L = drawn.image_tokens[row][0][None]
         inputs = {"input_ids": ids_T[None], "image_tokens": tokens_1L, "image_orders": order_BL[row : row + 1]}
         read = model(**inputs, output_hidden_states=True)
-        torch.testing.assert_close(drawn_BLH[row], read.hidden_states[-1][0, -L - 2 : -2], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(drawn_BSH[row], read.hidden_states[-1][0, before], atol=1e-5, rtol=1e-5)
         if model.config.num_codes and not chance:
-            logits_LV = read.logits[0, -L - 2 : -2]
+            logits_LV = read.logits[0, before][~forced_S]
             assert torch.equal(logits_LV[:, model.config.code_offset :].argmax(-1), tokens_1L[0][order_BL[row]])
     all_tokens = torch.cat([row[0] for row in drawn.image_tokens])
     assert len(all_tokens.unique(dim=0)) > 4  # or else a shifted or permuted image would pass too
@@ -235,7 +244,7 @@ def test_predicted_images_are_shuffled_and_read_ones_are_not(row, model, encode)
     read = [set(model.config.image_inputs) & {"codes", "latents"} != set() and n == 0 for n in range(len(slotted))]
     for source, order_L in zip(read, orders_NL, strict=True):
         in_raster = torch.equal(order_L, torch.arange(L))
-        assert in_raster == (source or model.config.image_order == "raster")
+        assert in_raster == (source or model.config.image_order != "random")
 
 
 @pytest.mark.parametrize("mode, guidance_scale", MODES)

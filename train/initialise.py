@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerBase
 
-from modeling_unified.configuration_unified import CodecConfig, UnifiedConfig, VQCodecConfig
+from modeling_unified.configuration_unified import PARADIGMS, CodecConfig, UnifiedConfig, VQCodecConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
 from train.recipes import LanguageModelRecipe
+
+LINES = ("newline_token_id", "size_token_offset", "size_token_unit", "max_image_side")  # fields of the config
 
 
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
@@ -37,8 +39,13 @@ def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase)
 def build_config(
     recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase, codec_config: CodecConfig
 ) -> UnifiedConfig:
-    """Joins backbone and parts of the recipe, ids of the tokenizer and codes of the codec, which follow the last id."""
-    text = dict(recipe.text_config)
+    """Joins backbone and parts of the recipe, ids of the tokenizer and codes of the codec, which follow the last id.
+
+    The tokenizer is given the tokens between those of an image, where the recipe's images have some.
+    """
+    text, row = dict(recipe.text_config), PARADIGMS[recipe.paradigm] | recipe.parts
+    lines = row["image_order"] == "lines"
+    between = add_image_lines(tokenizer, codec_config.stride, recipe.image_size) if lines else {}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text_config = CONFIG_MAPPING[text.pop("model_type")](
         **text, **ids, vocab_size=len(tokenizer) + codec_config.num_codes, tie_word_embeddings=True
@@ -58,8 +65,30 @@ def build_config(
         loss_on_mask=recipe.loss_on_mask,
         inactive_codes_in_softmax=recipe.inactive_codes_in_softmax,
         tie_word_embeddings=True,
+        **between,
         **recipe.parts,
     )
+
+
+def add_image_lines(tokenizer: PreTrainedTokenizerBase, unit: int, longest: int) -> dict[str, int]:
+    """Gives the tokenizer tokens for the ends of an image's rows and for its sides, and one between slots and features.
+
+    Args:
+        unit: pixels in whose steps a side is named, up to `longest`.
+
+    Returns:
+        the fields of the config that name the tokens.
+    """
+    sides = [f"<|side_{side}|>" for side in range(unit, longest + 1, unit)]
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[SEP]", "<|newline|>", *sides]})
+    sep, newline, first = tokenizer.convert_tokens_to_ids(["[SEP]", "<|newline|>", sides[0]])
+    return {
+        "sep_token_id": sep,
+        "newline_token_id": newline,
+        "size_token_offset": first - 1,
+        "size_token_unit": unit,
+        "max_image_side": longest,
+    }
 
 
 def build_processor(
@@ -75,18 +104,21 @@ def build_processor(
         image_inputs=config.image_inputs,
         feature_stride=config.feature_stride,
         max_features=max_features,
+        image_lines={name: getattr(config, name) for name in LINES} if config.image_order == "lines" else None,
+        sep_token_id=config.sep_token_id,
     )
 
 
 @torch.no_grad()
 def copy_text_model(source: Any, target: Any) -> None:
-    """Copies the backbone and the rows of text ids; the two may have different codecs, hence numbers of codes.
+    """Copies the backbone and the rows of text ids; the two may have different codecs, hence numbers of codes, and the
+    target may know more text ids, which follow those of the source.
 
     Raises:
-        ValueError: the two have other text ids or a backbone of another shape.
+        ValueError: the source has more text ids, or a backbone of another shape.
     """
     rows, own = source.config.code_offset, target.config.code_offset
-    if rows != own:
+    if rows > own:
         raise ValueError(f"the text model has {rows} text ids, this one has {own}: use the tokenizer of that run")
     vocabularies = [source.get_input_embeddings().weight, target.get_input_embeddings().weight]
     mine = target.model.language_model.state_dict()

@@ -159,6 +159,8 @@ class UnifiedGenerationMixin(GenerationMixin):
         request = Request(
             mode=mode,
             grid=grid,
+            script_S=self.model.image_order.script(grid).to(self.device),
+            slot=self.config.image_token_id,
             sampling=self._image_sampling(mode, guidance_scale, image_sampling, kwargs),
             generators=generators,
             order_BL=self._image_order(image_order, rows, grid[0] * grid[1], generators),
@@ -175,8 +177,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             # transformers allows several rows of a prompt only where it knows that they are sampled.
             kwargs = {**kwargs, "do_sample": request.sampling.get("do_sample", True)}
-            kwargs |= {"max_new_tokens": request.length + 1, "max_length": None, "min_new_tokens": None}
-        room = self._room(input_ids.shape[1], needed=request.length + 1 if mode == "image" else 1)
+            kwargs |= {"max_new_tokens": len(request.script_S) + 1, "max_length": None, "min_new_tokens": None}
+        room = self._room(input_ids.shape[1], needed=len(request.script_S) + 1 if mode == "image" else 1)
         if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = room
 
@@ -242,7 +244,7 @@ class UnifiedGenerationMixin(GenerationMixin):
         check_order(order, length)
         if len(order) != rows:
             raise ValueError(f"{len(order)} orders for {rows} rows: pass one for each image asked for")
-        if self.config.image_order == "raster" and not bool((order[:, 1:] > order[:, :-1]).all()):
+        if self.config.image_order != "random" and not bool((order[:, 1:] > order[:, :-1]).all()):
             raise ValueError("this model has learned raster order only: leave image_order out")
         return order
 
@@ -276,12 +278,10 @@ class UnifiedGenerationMixin(GenerationMixin):
         """Ids that cannot be written as text, bool [V]; with `images`, [SOI] can."""
         config = self.config
         blocked_V = torch.zeros(self.lm_head.weight.shape[0], dtype=torch.bool, device=self.lm_head.weight.device)
-        blocked_V[config.code_offset :] = True
-        special = [config.eoi_token_id, config.mask_token_id, config.image_token_id, config.image_feature_token_id]
-        special += [i for i in (config.pad_token_id, config.bos_token_id) if i is not None]
-        special += [] if images else [config.boi_token_id]
+        blocked_V[config.code_offset : config.code_offset + config.num_codes] = True
         end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        blocked_V[[i for i in special if i not in end]] = True
+        blocked_V[sorted(config.special_token_ids - set(end))] = True
+        blocked_V[config.boi_token_id] = not images
         return blocked_V
 
     @torch.no_grad()
@@ -300,10 +300,10 @@ class UnifiedGenerationMixin(GenerationMixin):
                 "take `generate(..., return_dict_in_generate=True).images`"
             )
         grid = self.model.codec.grid(*(image_size or self.config.image_size))
-        length = grid[0] * grid[1]
+        length, first = grid[0] * grid[1], self.config.code_offset
         images = []
         for ids_T in sequences.to(self.device):
-            codes_N = ids_T[ids_T >= self.config.code_offset] - self.config.code_offset
+            codes_N = ids_T[(ids_T >= first) & (ids_T < first + self.config.num_codes)] - first
             if len(codes_N) % length:
                 raise ValueError(f"{len(codes_N)} image codes are not whole images of {length}: pass their image_size")
             rows_1L = codes_N.view(-1, 1, length)

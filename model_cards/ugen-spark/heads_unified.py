@@ -107,7 +107,7 @@ class CategoricalHead(nn.Module):
         if not self.closes_rows or bool(self.active_codes.all()):
             return None
         closed_V = torch.zeros(vocab_size, dtype=torch.bool, device=self.active_codes.device)
-        closed_V[self.code_offset :] = ~self.active_codes
+        closed_V[self.code_offset : self.code_offset + self.num_codes] = ~self.active_codes
         return closed_V
 
     def embed(self, codes: torch.Tensor, embed_tokens: nn.Embedding) -> torch.Tensor:
@@ -151,7 +151,7 @@ class CategoricalHead(nn.Module):
         """
         if not bool(self.active_codes.any()):
             raise ValueError("no image code is active yet: the model has only been trained on text")
-        rows = slice(self.code_offset, None)
+        rows = slice(self.code_offset, self.code_offset + self.num_codes)
         logits_NK = logits_of(hidden_NH, lm_head, rows).float()
         if null_hidden_NH is not None:
             null_NK = logits_of(null_hidden_NH, lm_head, rows).float()

@@ -1,9 +1,11 @@
-"""In what order the tokens of an image are produced, and how the language model is told.
+"""In what order the tokens of an image are produced, what stands between them, and how the language model is told.
 
 An order is data: order_BL[b, i] is the place filled at step i. Places count the codec's grid row by row from the top
 left. Contract: `draw(batch, length, device, generators) -> int64 [B, L]`, each row a permutation of 0..L-1;
 `forward(embeds_BTH, own_BT, next_BT) -> embeds_BTH` adds to each input of the language model what it must know of
-places: that of the image token which it holds, and that of the image token which is predicted next (-1: none).
+places: that of the image token which it holds, and that of the image token which is predicted next (-1: none);
+`script(grid) -> int64 [S]` are the ids between [SOI] and [EOI], slots for image tokens. What is no slot there is text
+that the grid alone decides: it is predicted in training and forced in generation.
 
     input       [SOI]         slot 0                     slot 1                     slot 2      [EOI]
     own place                 order[0]                   order[1]                   order[2]
@@ -14,7 +16,7 @@ places: that of the image token which it holds, and that of the image token whic
 A causal language model with a plain cache can then draw in any order (our choice: how a next place reaches the causal
 model of UniFluid is not known).
 
-B batch, T sequence, H hidden size, L image tokens, N images.
+B batch, T sequence, H hidden size, L image tokens, S positions of an image, N images.
 """
 
 from typing import Any
@@ -33,6 +35,7 @@ class RasterOrder(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
+        self.slot = config.image_token_id
 
     def draw(
         self,
@@ -43,16 +46,37 @@ class RasterOrder(nn.Module):
     ) -> torch.Tensor:
         return raster(batch, length, device)
 
+    def script(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Slots, and nothing between them."""
+        return torch.full((grid[0] * grid[1],), self.slot)
+
     def forward(self, embeds_BTH: torch.Tensor, own_BT: torch.Tensor, next_BT: torch.Tensor) -> torch.Tensor:
         return embeds_BTH
 
 
-class RandomOrder(nn.Module):
+class LinesOrder(RasterOrder):
+    """Raster, with the image's size before it and a newline after each row (Lumina-mGPT, UniToken):
+
+    size(height) size(width)  slot ... slot newline  slot ... slot newline  ...
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.newline, self.stride, self.size_ids = config.newline_token_id, config.codec_config.stride, config.size_ids
+
+    def script(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Raises ValueError for a size that no token names."""
+        rows, columns = grid
+        line = [self.slot] * columns + [self.newline]
+        return torch.tensor([*self.size_ids(rows * self.stride, columns * self.stride), *line * rows])
+
+
+class RandomOrder(RasterOrder):
     """A new permutation for each image. A place is told as the sum of a learned vector of its row and one of its column
     (our choice: what is near in the image is then near for the model from the first step)."""
 
     def __init__(self, config: Any):
-        super().__init__()
+        super().__init__(config)
         (height, width), stride = config.image_size, config.codec_config.stride
         self.grid, hidden = (height // stride, width // stride), config.text_config.hidden_size
         self.own = nn.ModuleList(nn.Embedding(count, hidden) for count in self.grid)
@@ -87,7 +111,7 @@ def places_of_slots(slots_BT: torch.Tensor, order_NL: torch.Tensor | None = None
     """Place of the image token in each slot, int64 [B, T], -1 elsewhere.
 
     Args:
-        slots_BT: bool, where the slots are; those of one image stand together.
+        slots_BT: bool, where the slots are; without an order, those of one image stand together.
         order_NL: order of each image, in reading order; None for raster.
     """
     positions_BT = torch.arange(slots_BT.shape[1], device=slots_BT.device).expand_as(slots_BT)
@@ -120,4 +144,4 @@ def check_order(order_NL: torch.Tensor, length: int) -> None:
         )
 
 
-ORDERS = {"raster": RasterOrder, "random": RandomOrder}
+ORDERS = {"raster": RasterOrder, "lines": LinesOrder, "random": RandomOrder}

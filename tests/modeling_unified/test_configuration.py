@@ -77,17 +77,23 @@ def test_a_model_that_reads_no_image_tokens_is_refused(make_tiny_config):
 
 def test_vocabulary_sizes_must_agree(make_tiny_config, tiny_config):
     offset, rows = tiny_config.code_offset, tiny_config.text_config.vocab_size
-    with pytest.raises(ValueError, match=f"{offset - 1} \\+ 16 codes must be text_config.vocab_size {rows}"):
-        make_tiny_config(code_offset=offset - 1)
-    with pytest.raises(ValueError, match="with room for text"):
+    with pytest.raises(ValueError, match=f"{offset + 1} \\+ 16 codes exceed text_config.vocab_size {rows}"):
+        make_tiny_config(code_offset=offset + 1)
+    with pytest.raises(ValueError, match=f"the codes end at {rows - 1}, the vocabulary at {rows}: a softmax of codes"):
+        make_tiny_config(code_offset=offset - 1, joint_softmax=False)
+    with pytest.raises(ValueError, match="leave no room for text"):
         make_tiny_config(code_offset=None, text_config={"model_type": "llama", "vocab_size": 16})
     assert make_tiny_config(code_offset=None).code_offset == offset
 
 
 def test_special_ids_lie_among_the_text_ids_and_differ(make_tiny_config, tiny_config):
     offset = tiny_config.code_offset
-    with pytest.raises(ValueError, match=f"mask_token_id {offset} must lie among the {offset} text ids"):
+    with pytest.raises(
+        ValueError, match=f"mask_token_id {offset} must .* not among the codes, {offset} to"
+    ):
         make_tiny_config(mask_token_id=offset)
+    with pytest.raises(ValueError, match=f"mask_token_id {offset + 16} must lie among the {offset + 16} rows"):
+        make_tiny_config(mask_token_id=offset + 16)
     with pytest.raises(ValueError, match="two of boi_token_id, .* share an id"):
         make_tiny_config(boi_token_id=tiny_config.eoi_token_id)
 
