@@ -340,7 +340,7 @@ def photo_patch() -> CodebookRecipe:
 
 
 def spark_patch() -> CodebookRecipe:
-    """4,096 codewords of 8x8 pixels for an image of 64x64: as many places as `spark/vq` has codes.
+    """8,192 codewords of 8x8 pixels for an image of 64x64: as many places as `spark/vq` has codes.
 
     Scenes repeat a finite set of drawings on white, so most patches are repeats. Places are not encoded: a drawing
     stands anywhere, and a patch of it should be the same codeword everywhere.
@@ -351,6 +351,7 @@ def spark_patch() -> CodebookRecipe:
         images="spark",
         held_out="spark/held-out",
         patch_size=8,
+        num_codewords=8192,
         reductions=(1,),
         position_strength=0.0,
         patches_per_round=700_000,  # all of them: rendering them anew takes longer than clustering
