@@ -130,7 +130,8 @@ def build_mixture(
         pairs = EncodedScenes(rows, codec.config)
         parts.append((EditSource(edits, pairs, recipe.seed + 3, show), recipe.editing_parts))
     parts = [(source, count) for source, count in parts if count]
-    return Mixture(parts, recipe.steps * recipe.batch_size, recipe.seed), bad_scenes
+    first = recipe.steps_before * recipe.batch_size
+    return Mixture(parts, recipe.steps * recipe.batch_size, recipe.seed, first), bad_scenes
 
 
 def shown_by(image_inputs: list[str]) -> Callable[[Scene, torch.Tensor], dict[str, Any]]:

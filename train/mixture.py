@@ -36,15 +36,16 @@ class Mixture(Dataset):
         parts: (source, number of its samples in every block); the paper's pre-training mix is 3 text : 2 image-to-text
             : 5 text-to-image (UGen, training data).
         length: number of samples of the whole run.
+        first: number of its first one: a run that goes on from another's model begins behind what that one has seen.
     """
 
-    def __init__(self, parts: Sequence[tuple[Source, int]], length: int, seed: int):
+    def __init__(self, parts: Sequence[tuple[Source, int]], length: int, seed: int, first: int = 0):
         if any(count < 1 for _, count in parts):
             counts = [count for _, count in parts]
             raise ValueError(f"parts are {counts}, each must be at least 1: leave the source out")
         self.sources = [source for source, _ in parts]
         self.counts = [count for _, count in parts]
-        self.length = length
+        self.length, self.first = length, first
         self.seed = seed
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class Mixture(Dataset):
 
     def locate(self, index: int) -> tuple[int, int]:
         """Sample number -> (which source, which number within it)."""
-        block, place = divmod(index, sum(self.counts))
+        block, place = divmod(self.first + index, sum(self.counts))
         kinds = _shuffled_block(tuple(self.counts), self.seed, block)
         kind = kinds[place]
         return kind, block * self.counts[kind] + kinds[:place].count(kind)

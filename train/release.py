@@ -47,7 +47,7 @@ def read_records(run: Path) -> dict[str, dict]:
         raise ValueError(f"{run} holds no training.json: the run is not finished; go on with --resume")
     record = json.loads(path.read_text())
     records: dict[str, dict] = {}
-    for part in ("codec", "text_model"):
+    for part in ("codec", "text_model", "model"):
         if folder := record["recipe"].get(part):
             records |= read_records(Path(folder))
     return records | {record["recipe"]["name"]: record}

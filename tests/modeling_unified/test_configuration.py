@@ -88,9 +88,7 @@ def test_vocabulary_sizes_must_agree(make_tiny_config, tiny_config):
 
 def test_special_ids_lie_among_the_text_ids_and_differ(make_tiny_config, tiny_config):
     offset = tiny_config.code_offset
-    with pytest.raises(
-        ValueError, match=f"mask_token_id {offset} must .* not among the codes, {offset} to"
-    ):
+    with pytest.raises(ValueError, match=f"mask_token_id {offset} must .* not among the codes, {offset} to"):
         make_tiny_config(mask_token_id=offset)
     with pytest.raises(ValueError, match=f"mask_token_id {offset + 16} must lie among the {offset + 16} rows"):
         make_tiny_config(mask_token_id=offset + 16)

@@ -14,14 +14,14 @@ TEXT, READ, DRAW = range(3)
 
 @pytest.fixture
 def make_mixture(scenes):
-    def make(length: int = 1000, seed: int = 0, recipe=None) -> Mixture:
+    def make(length: int = 1000, seed: int = 0, recipe=None, first: int = 0) -> Mixture:
         recipe = recipe or spark_ugen()
         sources = (
             TextSource([f"word {n}: meaning" for n in range(50)], seed, characters=40),
             SceneSource(scenes, seed + 1, image_to_text(recipe)),
             SceneSource(scenes, seed + 2, text_to_image(recipe)),
         )
-        return Mixture(list(zip(sources, (3, 2, 5), strict=True)), length, seed)
+        return Mixture(list(zip(sources, (3, 2, 5), strict=True)), length, seed, first)
 
     return make
 
@@ -55,6 +55,13 @@ def test_a_source_is_used_in_its_own_order_without_gaps(make_mixture):
         kind, number = mixture.locate(i)
         numbers[kind].append(number)
     assert numbers == {kind: list(range(len(seen))) for kind, seen in numbers.items()}
+
+
+def test_a_run_that_goes_on_begins_behind_the_samples_of_the_one_before(make_mixture):
+    long, rest = make_mixture(40), make_mixture(25, first=15)
+    assert [rest[i]["conversation"] for i in range(25)] == [long[15 + i]["conversation"] for i in range(25)]
+    assert [rest[i]["index"] for i in range(25)] == list(range(25)) and len(rest) == 25
+    assert rest.describe_sample(0).split(" ", 2)[2] == long.describe_sample(15).split(" ", 2)[2]
 
 
 def test_a_sample_depends_on_seed_and_number_alone(make_mixture):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from modeling_unified import UnifiedForConditionalGeneration
-from train.release import half, release
+from train.release import half, read_records, release
 
 
-def write_run(folder, model, processor, name, **starts_from):
-    model.save_pretrained(folder)
+def write_run(folder, trained, processor, name, **starts_from):
+    trained.save_pretrained(folder)
     processor.save_pretrained(folder)
     record = {"recipe": {"name": name, **{part: str(path) for part, path in starts_from.items()}}, "seconds": 1}
     (folder / "training.json").write_text(json.dumps(record))
@@ -29,6 +29,14 @@ def test_release_halves_the_weights_and_keeps_the_drawings(tiny_model, tiny_proc
     for name, tensor in tiny_model.state_dict().items():
         torch.testing.assert_close(released.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     assert list(json.loads((tmp_path / "card" / "training.json").read_text())) == ["spark/text", "spark/ugen"]
+
+
+def test_the_records_of_all_runs_before_are_kept(tiny_model, tiny_processor, tmp_path):
+    write_run(tmp_path / "codec", tiny_model, tiny_processor, "spark/kl")
+    write_run(tmp_path / "first", tiny_model, tiny_processor, "spark/unifluid", codec=tmp_path / "codec")
+    starts_from = {"codec": tmp_path / "codec", "model": tmp_path / "first"}
+    write_run(tmp_path / "longer", tiny_model, tiny_processor, "spark/unifluid-longer", **starts_from)
+    assert list(read_records(tmp_path / "longer")) == ["spark/kl", "spark/unifluid", "spark/unifluid-longer"]
 
 
 def test_an_unfinished_run_is_refused(tiny_model, tmp_path):
