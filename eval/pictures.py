@@ -1,7 +1,9 @@
-"""Sheets of small images with words: cards in a grid, in titled sections, on one PNG.
+"""Sheets of small images with words on one PNG: cards in a grid, in titled sections; or strips below each other.
 
-A card is an image with lines of text, below it or beside it, and where it was edited the result. Images are enlarged
-with a smooth filter, since they are small and are looked at as drawings. Sizes are pixels of the sheet.
+A card is an image with lines of text, below it or beside it, and where it was edited the result. Its images are
+enlarged with a smooth filter, since they are small and are looked at as drawings. A strip is what one source made of
+all headings; its images are enlarged pixel by pixel, since what codecs do to pixels is compared too. Sizes are pixels
+of the sheet.
 """
 
 from __future__ import annotations
@@ -56,6 +58,14 @@ class Section:
         return self.card_width - 2 * PADDING - images * (IMAGE_SIZE + PADDING)
 
 
+class Strip(NamedTuple):
+    """An image for every heading, by one source, and whether each is right."""
+
+    name: str
+    images: Sequence[Image.Image]
+    right: Sequence[bool]
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Breaks text at spaces so that no line is wider than `width`; a single longer word stays whole."""
     lines = [""]
@@ -87,6 +97,57 @@ def draw_sheet(title: str, sections: Sequence[Section], path: str | Path) -> Non
                 _draw_card(sheet, pen, section, card, MARGIN + column * (section.card_width + GAP), top, height)
             top += height + GAP
     sheet.save(path)
+
+
+def draw_strips(
+    title: str, subtitle: str, headings: Sequence[str], strips: Sequence[Strip], columns: int, path: str | Path
+) -> None:
+    """Draws all strips below each other, `columns` images wide, then the next columns of all strips; saves as PNG.
+
+    Right images are framed green; wrong ones red, and lose a corner, for those who cannot tell red from green.
+    """
+    label_width = WIDTH - 2 * MARGIN - columns * (IMAGE_SIZE + GAP)
+    words = [wrap(heading, IMAGE_SIZE) for heading in headings]
+    bands = [words[start : start + columns] for start in range(0, len(words), columns)]
+    above = [max(map(len, band)) * LEADING + PADDING for band in bands]
+    introduction = wrap(subtitle, WIDTH - 2 * MARGIN)
+    header = MARGIN + 54 + len(introduction) * LEADING + GAP
+    total = header + sum(above) + len(bands) * (len(strips) * (IMAGE_SIZE + GAP) + GAP) + MARGIN - GAP
+    sheet = Image.new("RGB", (WIDTH, total), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 4), title, INK, _font(38))
+    _draw_lines(pen, introduction, SOFT, MARGIN, MARGIN + 50)
+    top = header
+    for number, band in enumerate(bands):
+        lefts = [MARGIN + label_width + GAP + column * (IMAGE_SIZE + GAP) for column in range(len(band))]
+        for left, lines in zip(lefts, band, strict=True):
+            _draw_lines(pen, lines, INK, left, top + above[number] - PADDING - len(lines) * LEADING)
+        top += above[number]
+        for strip in strips:
+            _draw_lines(pen, wrap(strip.name, label_width), INK, MARGIN, top)
+            score = f"{sum(strip.right)} of {len(strip.right)} right"
+            _draw_lines(pen, [score], SOFT, MARGIN, top + len(wrap(strip.name, label_width)) * LEADING)
+            for item, left in enumerate(lefts, number * columns):
+                _draw_judged(sheet, pen, strip.images[item], strip.right[item], left, top)
+            top += IMAGE_SIZE + GAP
+        top += GAP
+    sheet.save(path)
+
+
+def _draw_judged(
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, image: Image.Image, right: bool, left: int, top: int
+) -> None:
+    sheet.paste(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.NEAREST), (left, top))
+    colour = RIGHT if right else WRONG
+    pen.rectangle((left - 3, top - 3, left + IMAGE_SIZE + 2, top + IMAGE_SIZE + 2), outline=colour, width=3)
+    if not right:
+        end = left + IMAGE_SIZE
+        pen.polygon([(end - 20, top), (end, top), (end, top + 20)], fill=colour)
+
+
+def _draw_lines(pen: ImageDraw.ImageDraw, lines: Sequence[str], colour: str, left: int, top: int) -> None:
+    for number, line in enumerate(lines):
+        pen.text((left, top + number * LEADING), line, colour, _font(TEXT_SIZE))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

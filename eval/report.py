@@ -2,10 +2,12 @@
 
     python -m eval.report model_cards/ugen-spark/README.md eval/results/ugen-spark.json   # all of one model
     python -m eval.report README.md eval/results/*-spark.json                             # models beside each other
+    python -m eval.report README.md eval/results/compare.json                             # and their speed
 
 What stands between the two marker lines of the document is replaced by tables made from the JSON, so that a printed
 number is always a measured one; a test compares them. One result gives a table for each task, several give one table
-with a column for each model.
+with a column for each model; the file that `eval.compare` writes gives that table with more rows, and the commands that
+every number comes from.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +134,17 @@ def drawing_cells(drawing: dict[str, Any]) -> dict[str, str]:
 
 
 def describing_cells(describing: dict[str, Any]) -> dict[str, str]:
-    names = {"exact_match": "all facts right, none missing", "f1": "F1 over facts"}
+    names = {"exact_match": "all facts right, none missing", "f1": "F1 over facts", "in_grammar": "in the grammar"}
     return {f"describing: {name}": both([describing[s][key] for s in SPLITS]) for key, name in names.items()}
 
 
 def answering_cells(answering: dict[str, Any]) -> dict[str, str]:
     return {
         "answering: accuracy": both([answering[s]["accuracy"] for s in SPLITS]),
+        **{
+            f"answering: {kind}": both([answering[s]["by_kind"].get(kind) for s in SPLITS])
+            for kind in answering["seen"]["by_kind"]
+        },
         "answering: F1 of yes and no": both([answering[s]["yes_no"]["f1"] for s in SPLITS]),
     }
 
@@ -150,10 +157,13 @@ def editing_cells(editing: dict[str, Any]) -> dict[str, str]:
 
 def codec_cells(codec: dict[str, Any]) -> dict[str, str]:
     names = {"scenes": "scenes", "held_out_drawings": "drawings it never saw"}
-    return {
+    cells = {
         f"codec: PSNR, SSIM on {name}": f"{codec[key]['psnr']:.1f} dB, {codec[key]['ssim']:.3f}"
         for key, name in names.items()
     }
+    if num_codes := codec["scenes"].get("num_codes"):
+        cells["codec: codes in use on scenes"] = f"{codec['scenes']['codes_in_use']:.0f} of {num_codes:.0f}"
+    return cells
 
 
 def text_cells(text: dict[str, Any]) -> dict[str, str]:
@@ -168,9 +178,19 @@ def frechet_cells(frechet: dict[str, Any]) -> dict[str, str]:
     return {"Frechet distance to real scenes: drawn, through the codec": distances}
 
 
+def speed_cells(speed: dict[str, Any]) -> dict[str, str]:
+    seconds, rates = speed["seconds_of_repetitions"], speed["rates_of_repetitions"]
+    return {
+        "speed: seconds per image": f"{speed['seconds_per_image']:.2g} ({min(seconds):.2g} to {max(seconds):.2g})",
+        "speed: text tokens per second": f"{speed['tokens_per_second']:.0f} ({min(rates):.0f} to {max(rates):.0f})",
+    }
+
+
 # What a result may hold -> its rows in the table of several models, label -> cell.
 CELLS: dict[str, Callable[[Any], dict[str, str]]] = {
     "parameters": lambda count: {"parameters, codec included": f"{count / 1e6:.1f}M"},
+    "training_minutes": lambda minutes: {"training: minutes": f"{minutes:.0f}"},
+    "speed": speed_cells,
     "drawing": drawing_cells,
     "describing": describing_cells,
     "answering": answering_cells,
@@ -198,6 +218,55 @@ def seconds_note(record: dict[str, Any]) -> str | None:
     return None
 
 
+def counts_note(records: Sequence[dict[str, Any]]) -> str:
+    """How many items a share is of, of held-out and of seen combinations."""
+    names = {"drawing": "drawings", "describing": "captions", "answering": "answers", "editing": "edits"}
+
+    def count(task: str, record: dict[str, Any]) -> str | None:
+        part = record.get(task, {})
+        part = part.get("model", part)  # of pictures the judge has more to say than of texts
+        return f"{' / '.join(str(part[s]['n']) for s in SPLITS)} {names[task]}" if part else None
+
+    counts = [common_note(records, partial(count, task)) for task in names]
+    return f"Shares are of {', '.join(filter(None, counts))}."
+
+
+def training_note(record: dict[str, Any]) -> str:
+    """Which runs the minutes are of; a run that several models start from counts for each of them."""
+    runs = [f"`{recipe}` {minutes:.0f}" for recipe, minutes in record.get("training", {}).items()]
+    return f"Training: recipes {' + '.join(runs)} minutes." if runs else ""
+
+
+def speed_note(settings: dict[str, Any]) -> str:
+    batch_size, repetitions = settings["batch_size"], settings["repetitions"]
+    return (
+        f"Speed: medians (and ranges) of {repetitions} repetitions, the models in turns, after one to warm up; "
+        f"{batch_size} images at a time, from words to pixels; {batch_size} texts at a time, {settings['text_tokens']} "
+        f"tokens about an image each, reading it included; load average {settings['load_before']:.1f} before."
+    )
+
+
+def where_measured(environment: dict[str, Any]) -> tuple[str, str, str]:
+    """The state of the code, the machine, and the packages, in words."""
+    commit, *changes = environment["commit"].split(" ", 1)
+    packages = " and ".join(f"{name} {environment['packages'][name]}" for name in ("torch", "transformers"))
+    return " ".join([f"at commit {commit[:7]}", *changes]), f"on {environment['machine']}", f"with {packages}"
+
+
+def environment_note(comparison: dict[str, Any]) -> str:
+    """What the numbers were measured with, and a warning where that is not the same for all of them."""
+    environments = {model_name(record): record["environment"] for record in comparison["models"]}
+    measured = {name: where_measured(of) for name, of in (environments | {"speed": comparison["environment"]}).items()}
+    parts = []
+    for texts in zip(*measured.values(), strict=True):
+        names_of: dict[str, list[str]] = {}
+        for name, text in zip(measured, texts, strict=True):
+            names_of.setdefault(text, []).append(name)
+        parts += [text if len(names_of) == 1 else f"{text} ({', '.join(names)})" for text, names in names_of.items()]
+    alike = len(set(measured.values())) == 1
+    return f"{'Measured' if alike else '**Not all measured alike**:'} {', '.join(parts)}."
+
+
 def common_note(records: Sequence[dict[str, Any]], note: Callable[[dict[str, Any]], str | None]) -> str:
     """What `note` says of the records: once where it is the same of all, else after the models' names."""
     said = {model_name(record): text for record in records if (text := note(record))}
@@ -206,18 +275,24 @@ def common_note(records: Sequence[dict[str, Any]], note: Callable[[dict[str, Any
     return " ".join(f"{name}: {text}" for name, text in said.items())
 
 
-def table_of_several(records: Sequence[dict[str, Any]]) -> str:
-    """One table with a column for each model, "-" where something was not measured, and notes below it.
-
-    Raises:
-        ValueError: results that do not stand beside each other: of one name, or of other items.
-    """
+def check_comparable(records: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError for results that do not stand beside each other: of one name, or of other items."""
     names = [model_name(record) for record in records]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two results of {', '.join(sorted(twice))}: pass one of each model")
     items = {(record["suite"], record["settings"]["limit"]) for record in records}
     if len(items) > 1:
         raise ValueError(f"results of other items, (suite, limit) {items}: measure all models with the same")
+
+
+def table_of_several(records: Sequence[dict[str, Any]]) -> str:
+    """One table with a column for each model, "-" where something was not measured, and notes below it.
+
+    Raises:
+        ValueError: see `check_comparable`.
+    """
+    check_comparable(records)
+    names = [model_name(record) for record in records]
     lines = ["| held-out / seen combinations | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for part, cells_of in CELLS.items():
         columns = [cells_of(record[part]) if part in record else {} for record in records]
@@ -227,8 +302,36 @@ def table_of_several(records: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(filter(None, ["\n".join(lines), " ".join(filter(None, notes))]))
 
 
+def table_of_comparison(comparison: dict[str, Any]) -> str:
+    """The table of several models with their training and speed; below it where each number comes from."""
+    records = comparison["models"]
+    notes = [
+        counts_note(records),
+        common_note(records, training_note),
+        speed_note(comparison["settings"]),
+        environment_note(comparison),
+    ]
+    commands = "\n".join([*(record["command"] for record in records), comparison["command"]])
+    return "\n\n".join(
+        [
+            table_of_several(records),
+            " ".join(filter(None, notes)),
+            "A model's numbers come from its command; training, speed and pictures from the last one:",
+            f"```bash\n{commands}\n```",
+        ]
+    )
+
+
 def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The tables of one result, or one table of several."""
+    """The tables of one result, one table of several, or that of a comparison.
+
+    Raises:
+        ValueError: results that do not stand beside each other.
+    """
+    if "models" in records[0] and len(records) == 1:
+        return table_of_comparison(records[0])
+    if comparisons := sum("models" in record for record in records):
+        raise ValueError(f"{len(records)} files, {comparisons} of eval.compare: pass one of these alone, or results")
     return tables_of_one(records[0]) if len(records) == 1 else table_of_several(records)
 
 
@@ -245,17 +348,19 @@ def with_results(document: str, records: Sequence[dict[str, Any]]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A result of `eval.run`. Raises ValueError for any other file."""
+    """A result of `eval.run` or `eval.compare`. Raises ValueError for any other file."""
     record = json.loads(path.read_text())
-    if "suite" not in record:
-        raise ValueError(f"{path} holds no result of a suite: pass the files that eval.run writes")
+    if not {"suite", "models"} & record.keys():
+        raise ValueError(f"{path} holds no result of a suite: pass the files that eval.run or eval.compare writes")
     return record
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("document", type=Path, help="Markdown file to bring up to date")
-    parser.add_argument("results", type=Path, nargs="+", help="JSON written by eval.run, in the order of the columns")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="JSON of eval.run, in the order of columns, or of eval.compare"
+    )
     arguments = parser.parse_args()
     records = [read_record(path) for path in arguments.results]
     arguments.document.write_text(with_results(arguments.document.read_text(), records))
