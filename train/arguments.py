@@ -35,7 +35,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,
         save_steps=recipe.save_every,
-        save_total_limit=2,
+        save_total_limit=recipe.keep_checkpoints,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         report_to=[],

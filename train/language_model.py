@@ -2,7 +2,7 @@
 
 output/
   recipe.json            what is being run; a resumed run must be of the same recipe
-  checkpoint-N/          whole checkpoints, the last two
+  checkpoint-N/          whole checkpoints, the last two or as many as the recipe keeps
   curves.png, samples/   what it looks like so far
   config.json, ...       the final model and processor, loadable by `from_pretrained`
   training.json          the record: recipe, steps, time, packages, last losses

@@ -33,6 +33,7 @@ class Recipe:
     # Habits, in steps.
     log_every: int = 20
     save_every: int = 500
+    keep_checkpoints: int | None = 2  # the last ones; None: all, for `train.gradient_angle`
     sample_every: int = 500
 
 
@@ -312,6 +313,13 @@ def spark_uvu_vq() -> LanguageModelRecipe:
     return replace(recipe, name="spark/uvu-vq", codec="runs/vq", parts={**recipe.parts, "image_codec": "vq"})
 
 
+def spark_uvu_angle(name: str) -> LanguageModelRecipe:
+    """A short run of one of the three that the paper compares, whose checkpoints are all kept: do the gradients of the
+    two losses agree (`train.gradient_angle`)?"""
+    recipe = RECIPES[name]()
+    return replace(recipe, name=f"{name}-angle", steps=300, save_every=60, keep_checkpoints=None)
+
+
 def spark_uvu_tuned() -> LanguageModelRecipe:
     """Fine-tuning on answers alone, without image loss, as the paper ends: no row of a code is moved."""
     return replace(
@@ -378,6 +386,7 @@ CODEBOOKS: dict[str, Callable[[], CodebookRecipe]] = {
     "spark/patch": spark_patch,
 }
 
+ANGLES = ("spark/uvu", "spark/uvu-unsupervised", "spark/uvu-vq")  # UVU, its figure of the angle over training
 LAMBDAS = (0.005, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)  # UniFluid, Fig. 3
 
 RECIPES: dict[str, Callable[[], Any]] = {
@@ -399,4 +408,5 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "spark/uvu-vq": spark_uvu_vq,
     "spark/uvu-tuned": spark_uvu_tuned,
     **{f"spark/unifluid-lambda-{w:g}": partial(spark_unifluid_lambda, w) for w in LAMBDAS},
+    **{f"{name}-angle": partial(spark_uvu_angle, name) for name in ANGLES},
 }

@@ -2,7 +2,7 @@
 
 output/
   recipe.json     what is being run; a resumed run must be of the same recipe
-  checkpoint-N/   whole checkpoints, the last two
+  checkpoint-N/   whole checkpoints, the last two or as many as the recipe keeps
   training.json   when finished: recipe, steps, time, packages, last losses
 """
 
@@ -26,7 +26,8 @@ def open_run(recipe: Any, output: Path, resume: bool) -> str | None:
         raise ValueError(f"{output} holds {Path(checkpoint).name} already: pass --resume, or choose another --output")
     record, wanted = output / "recipe.json", to_json(recipe)
     if checkpoint and record.exists():
-        stored = json.loads(record.read_text())
+        # A field that did not exist when the run began had the value that is now its default.
+        stored = to_json(type(recipe)(name=recipe.name)) | json.loads(record.read_text())
         changed = sorted(key for key in wanted | stored if wanted.get(key) != stored.get(key))
         if changed:
             differences = ", ".join(f"{key} {stored.get(key)!r} -> {wanted.get(key)!r}" for key in changed)

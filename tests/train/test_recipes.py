@@ -1,6 +1,7 @@
 """Every recipe can be built, its derived ones differ in what they say, and the command line is what we promised."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -67,6 +68,18 @@ def test_a_folder_keeps_to_its_recipe(tmp_path):
         open_run(recipe, tmp_path, resume=False)
     with pytest.raises(ValueError, match="batch_size 32 -> 33"):
         open_run(dataclasses.replace(recipe, batch_size=33), tmp_path, resume=True)
+
+
+def test_a_run_from_before_a_field_existed_goes_on_with_its_default(tmp_path):
+    recipe = RECIPES["spark/ugen-never"]()
+    open_run(recipe, tmp_path, resume=False)
+    (tmp_path / "checkpoint-7").mkdir()
+    stored = json.loads((tmp_path / "recipe.json").read_text())
+    del stored["keep_checkpoints"]
+    (tmp_path / "recipe.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="keep_checkpoints 2 -> None"):
+        open_run(dataclasses.replace(recipe, keep_checkpoints=None), tmp_path, resume=True)
+    assert open_run(recipe, tmp_path, resume=True) == str(tmp_path / "checkpoint-7")
 
 
 def test_infinity_is_written_as_json_anyone_can_read():
