@@ -21,7 +21,7 @@ ANSWERS = (
 )  # fmt: skip
 
 
-ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}}
+ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
 
 
 @pytest.fixture(scope="module", params=ROWS)
