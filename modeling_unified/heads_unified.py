@@ -81,8 +81,14 @@ class CategoricalHead(nn.Module):
         self.mask_token_id = config.mask_token_id
         self.text_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset)
         self.code_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset, None)
+        self.training_z_loss_weight = config.z_loss_weight
         self.loss_on_mask, self.closes_rows = config.loss_on_mask, not config.inactive_codes_in_softmax
         self.register_buffer("active_codes", torch.ones(config.num_codes, dtype=torch.bool))
+
+    @property
+    def z_loss_weight(self) -> float:
+        """None in evaluation: there a loss is a likelihood."""
+        return self.training_z_loss_weight if self.training else 0.0
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -122,16 +128,17 @@ class CategoricalHead(nn.Module):
         ids_N, closed_V = self.ids(codes_N), self.closed_rows(lm_head.weight.shape[0])
         masked_N = ids_N == self.mask_token_id
         if not bool(masked_N.any()):
-            return token_losses(hidden_NH, ids_N, lm_head, closed_V, self.code_rows)
+            return token_losses(hidden_NH, ids_N, lm_head, closed_V, self.code_rows, self.z_loss_weight)
         if not self.loss_on_mask:
-            losses_N = token_losses(hidden_NH[~masked_N], ids_N[~masked_N], lm_head, closed_V, self.code_rows)
+            open_NH, open_N = hidden_NH[~masked_N], ids_N[~masked_N]
+            losses_N = token_losses(open_NH, open_N, lm_head, closed_V, self.code_rows, self.z_loss_weight)
             return losses_N.new_zeros(len(ids_N)).masked_scatter(~masked_N, losses_N)
         if self.code_rows != ALL_ROWS:
             raise ValueError(
                 f"{int(masked_N.sum())} of {len(ids_N)} targets are inactive codes, hence [MASK], which the softmax of "
                 "codes alone does not have: set loss_on_mask=False or joint_softmax=True"
             )
-        return token_losses(hidden_NH, ids_N, lm_head, closed_V)
+        return token_losses(hidden_NH, ids_N, lm_head, closed_V, z_loss_weight=self.z_loss_weight)
 
     def sample(
         self,

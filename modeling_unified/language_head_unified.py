@@ -1,7 +1,8 @@
 """The language head: logits over the one vocabulary of text and codes, and their losses where it has 350,000 rows.
 
-Contract: `logits_of(hidden, lm_head, rows)`, `token_losses(hidden, ids, lm_head, closed, rows) -> unreduced`. `lm_head`
-is a `LanguageHead`, or a module that stands for one and has its `weight`, such as a LoRA layer around it.
+Contract: `logits_of(hidden, lm_head, rows)`, `token_losses(hidden, ids, lm_head, closed, rows, z_loss_weight) ->
+unreduced`. `lm_head` is a `LanguageHead`, or a module that stands for one and has its `weight`, such as a LoRA layer
+around it.
 
 N positions, n positions of a chunk, H hidden size, V vocabulary, R rows of it that take part in a softmax.
 """
@@ -61,8 +62,12 @@ def token_losses(
     lm_head: nn.Module,
     closed_V: torch.Tensor | None = None,
     rows: slice = ALL_ROWS,
+    z_loss_weight: float = 0.0,
 ) -> torch.Tensor:
     """Cross-entropy of each id, float32 [N]; the softmax is over `rows` without those marked in `closed_V` (bool).
+
+    With `z_loss_weight` w, each loss has w * z^2 added, where z is the logarithm of its softmax's normaliser: logits
+    shall not drift (PaLM, arXiv 2204.02311, section 5; UniToken's code has w = 1e-5).
 
     Logits never stand in memory for more than a chunk of positions. Gradients are exact, and exactly zero for rows
     outside the softmax. They are made together with the losses (see `FusedLosses`), so the gradient of the whole matrix
@@ -84,14 +89,15 @@ def token_losses(
     dtype = product_dtype(lm_head.weight)
     learns = torch.is_grad_enabled() and (hidden_NH.requires_grad or lm_head.weight.requires_grad)
     if learns and is_bare(lm_head) and dtype != torch.float16:
-        softmax = Softmax(rows, closed_R, lm_head.cap, dtype)
+        softmax = Softmax(rows, closed_R, lm_head.cap, dtype, z_loss_weight)
         return FusedLosses.apply(hidden_NH, lm_head.weight, ids_N, softmax)
 
     def losses(hidden_NH: torch.Tensor, ids_N: torch.Tensor) -> torch.Tensor:
         logits_NR = logits_of(hidden_NH, lm_head, rows).float()
         if closed_R is not None:
             logits_NR = logits_NR.masked_fill(closed_R, -torch.inf)
-        return F.cross_entropy(logits_NR, ids_N, reduction="none")
+        losses_N = F.cross_entropy(logits_NR, ids_N, reduction="none")
+        return losses_N + z_loss_weight * logits_NR.logsumexp(-1).square() if z_loss_weight else losses_N
 
     chunk = positions_at_once(vocab_size)
     if len(ids_N) <= chunk:
@@ -111,16 +117,18 @@ def product_dtype(weight: torch.Tensor) -> torch.dtype:
 
 
 class Softmax(NamedTuple):
-    """What a softmax is over: `rows` of the matrix, without those marked in `closed_R`; logits capped at `cap`."""
+    """What a softmax is over: `rows` of the matrix, without those marked in `closed_R`; logits capped at `cap`. And how
+    much the square of its log normaliser weighs in a loss."""
 
     rows: slice
     closed_R: torch.Tensor | None
     cap: float | None
     dtype: torch.dtype  # of the matrix products
+    z_loss_weight: float
 
 
 class FusedLosses(torch.autograd.Function):
-    """Cross-entropy of each id, float32 [N], whose forward pass makes the gradients too, chunk by chunk.
+    """The loss of each id, float32 [N], whose forward pass makes the gradients too, chunk by chunk.
 
     So logits are computed once, and nothing of a chunk is kept: three matrix products, as plain autograd has, where
     computing logits again takes four. (The way of Liger Kernel, arXiv 2410.10989, whose losses are reduced; ours must
@@ -201,7 +209,12 @@ def losses_and_slopes(
     slopes_nR = open_nR.log_softmax(-1)
     ids_n1 = ids_n[:, None]
     losses_n = -slopes_nR.gather(1, ids_n1)[:, 0]
-    slopes_nR.exp_().scatter_add_(1, ids_n1, -torch.ones_like(ids_n1, dtype=torch.float32))
+    slopes_nR.exp_()
+    if softmax.z_loss_weight:
+        z_n = open_nR.logsumexp(-1)
+        losses_n += softmax.z_loss_weight * z_n.square()
+        slopes_nR.mul_(1 + 2 * softmax.z_loss_weight * z_n[:, None])  # the derivative of z is the softmax
+    slopes_nR.scatter_add_(1, ids_n1, -torch.ones_like(ids_n1, dtype=torch.float32))
     if softmax.cap:
         slopes_nR.mul_(1 - (logits_nR / softmax.cap).square_())  # of cap * tanh(x / cap)
     if softmax.closed_R is not None:

@@ -11,6 +11,8 @@ feature).
 import base64
 import math
 import os
+from collections.abc import Sequence
+from fractions import Fraction
 from io import BytesIO
 from itertools import count
 from typing import Any
@@ -116,6 +118,38 @@ def native_size(height: int, width: int, stride: int, max_tokens: int) -> tuple[
         # Of a very long image one side is raised to 1, and the other may not exceed the whole.
         rows, columns = (min(max(1, math.floor(side * scale)), max_tokens) for side in (height, width))
     return rows * stride, columns * stride
+
+
+def best_grid(height: int, width: int, tile_size: int, grids: list[list[int]]) -> tuple[int, int]:
+    """Rows and columns of the tiles that an image is best cut into: those in which it is shrunk least, of these the
+    fewest, hence with the least waste, of these the first. It is LLaVA-NeXT's rule; UniToken uses functions of the same
+    names, whose file was not found.
+    """
+
+    def shrunk(grid: list[int]) -> Fraction:
+        return min(Fraction(1), _scale(height, width, tile_size, grid))
+
+    rows, columns = min(grids, key=lambda grid: (-shrunk(grid), grid[0] * grid[1]))
+    return rows, columns
+
+
+def tiled_size(height: int, width: int, tile_size: int, grids: list[list[int]]) -> tuple[int, int]:
+    """Height and width of an image, in its own aspect ratio, as large as the best grid of tiles takes it; rounded up,
+    so that the model finds the grid again from them."""
+    scale = _scale(height, width, tile_size, best_grid(height, width, tile_size, grids))
+    return math.ceil(height * scale), math.ceil(width * scale)
+
+
+def _scale(height: int, width: int, tile_size: int, grid: Sequence[int]) -> Fraction:
+    """By what an image is multiplied to fill the height or the width of a grid of tiles; exact, since ties are many."""
+    return min(Fraction(grid[0] * tile_size, height), Fraction(grid[1] * tile_size, width))
+
+
+def features_along(pixels: int, tile_size: int, stride: int) -> int:
+    """Features along a side of an image in tiles: those that show any of it. A tile has as many as fit in whole."""
+    in_tile = tile_size // stride
+    tiles, rest = divmod(pixels, tile_size)
+    return tiles * in_tile + min(in_tile, -(-rest // stride))
 
 
 def load_rgb(source: Any, index: int) -> Image.Image:

@@ -2,7 +2,7 @@
 
 Contract: `split_into_spans` checks a conversation and cuts it into spans; `lay_out` turns spans, their texts already
 tokenized, into `input_ids` and `labels` of equal length; `image_script` says which ids an image's tokens stand among;
-`read_back` finds text and images in a generated sequence.
+`feature_script` the same of its features; `read_back` finds text and images in a generated sequence.
 Pure functions over plain values; nothing is truncated. `CHAT_TEMPLATE` renders a conversation to the same ids (held by
 a test).
 
@@ -36,7 +36,11 @@ Legend: T ids of the sequence, L slots of one image (one per image token, in ras
         ids     [SOS] [SOI] h w s s n s s n [SEP] f f [EOI] t t t [EOS]
         labels    .     .   . . . . . . . .   .   . .   .   t t t [EOS]
 
-    text to image        the same, the image's own features behind its codes, in training alone
+    image to text        the same in tiles (AnyRes): features of the whole image, then rows of those of its tiles
+        ids     [SOS] [SOI] h w s s n s s n [SEP] f f f f n f f n [EOI] t t t [EOS]
+        labels    .     .   . . . . . . . .   .   . . . . . . . .   .   t t t [EOS]
+
+    text to image        read as the first of these, the image's own features behind its codes, in training alone
         ids     [SOS] t t t [SOI] h w s s n s s n [SEP] f f [EOI] [EOS]
         labels    .   . . . [SOI] h w s s n s s n [SEP] . . [EOI] [EOS]
 
@@ -50,7 +54,8 @@ image begins, and it is found again in a sequence. Everything else follows from 
 
 - What the assistant writes has labels, `[SOI]`, `[EOI]` and the `[EOS]` that ends its turn included; what the user
   gives has none. There are no role tokens.
-- A written image is L slots; a read one is what the model's readers take, one after the other.
+- A written image is L slots; a read one is what the model's readers take, one after the other. Features have no labels,
+  nor has the newline that ends a row of them.
 - Where an assistant's text directly follows a user's text, one newline stands between them. It belongs to the user:
   it is the end of the prompt. (Our choice; the paper shows no question answering. A role token would change the three
   layouts above.)
@@ -60,6 +65,7 @@ image begins, and it is found again in a sequence. Everything else follows from 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 IGNORE_INDEX = -100
@@ -125,6 +131,14 @@ class Lines(NamedTuple):
     max_image_side: int
 
 
+class Tiles(NamedTuple):
+    """How an image is cut for a vision tower of one size, in the words of the model's config."""
+
+    tile_size: int
+    tile_grids: list[list[int]]
+    newline_token_id: int
+
+
 def image_script(grid: tuple[int, int], stride: int, slot: int, lines: Lines | None = None) -> list[int]:
     """Ids of one image's tokens, between `[SOI]` and `[EOI]`: a slot for each; with `lines`, the ids of height and
     width before them and a newline after each row.
@@ -147,6 +161,13 @@ def image_script(grid: tuple[int, int], stride: int, slot: int, lines: Lines | N
             )
     size = [lines.size_token_offset + side // lines.size_token_unit for side in sides]
     return [*size, *([slot] * columns + [lines.newline_token_id]) * rows]
+
+
+def feature_script(whole: int, grid: tuple[int, int], feature: int, newline: int) -> list[int]:
+    """Ids of one image's features in tiles: `whole` features of all of it, without newlines, then those of the map that
+    the tiles make together, on a `grid` of rows and columns, with a newline after each row."""
+    rows, columns = grid
+    return [feature] * whole + ([feature] * columns + [newline]) * rows
 
 
 def split_into_spans(conversation: Sequence[dict]) -> list[Span]:
@@ -187,7 +208,8 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds, supervise_features: bool = F
 
     Args:
         spans: as from `split_into_spans`, where `content` of a text is now its list of ids, of an image the list of its
-            ids between `[SOI]` and `[EOI]`: those of L slots, of M features, or of both in either order.
+            ids between `[SOI]` and `[EOI]`: those of L slots, of M features, or of both in either order (of a written
+            one slots come first).
         ids: the tokenizer's ids of the special tokens.
         supervise_features: whether features have labels too.
     """
@@ -201,9 +223,9 @@ def lay_out(spans: Sequence[Span], ids: SpecialIds, supervise_features: bool = F
         else:
             added = [ids.eos]
         input_ids.extend(added)
-        labels.extend(
-            token if (written and token != ids.feature) or token in predicted else IGNORE_INDEX for token in added
-        )
+        for before, token in pairwise([None, *added]):
+            seen = token == ids.feature or (before == ids.feature and token != ids.eoi)  # or the end of a row of them
+            labels.append(token if (written and not seen) or token in predicted else IGNORE_INDEX)
     return input_ids, labels
 
 

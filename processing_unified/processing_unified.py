@@ -15,7 +15,8 @@ fills the placeholders, which depend on how it reads an image (`image_inputs`, i
     a written image      one `<|image_slot|>` per image token         from `pixel_values` or `image_tokens`
 
 Each tensor holds only the images that have its placeholders, in reading order, and is left out where there are none.
-With `max_features` every image is read at its own size: `feature_sizes` then tell pixels from padding.
+With `max_features` every image is read at its own size, with `feature_tiles` at the size of the tiles it fits best:
+`feature_sizes` then tell pixels from padding.
 All images of a prompt are read, those of an earlier answer too: raw text does not say who drew an image.
 
 Legend: B conversations or texts, T sequence, N images of the whole batch that have slots, R those that have features, L
@@ -33,13 +34,15 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from .image_processing_unified import load_rgb, native_size
+from .image_processing_unified import features_along, load_rgb, native_size, tiled_size
 from .layout_unified import (
     CHAT_TEMPLATE,
     IGNORE_INDEX,
     Lines,
     Span,
     SpecialIds,
+    Tiles,
+    feature_script,
     image_script,
     lay_out,
     read_back,
@@ -82,13 +85,17 @@ class UnifiedProcessor(ProcessorMixin):
             the codec sees; by default the features are read from the same pixels.
         max_features: instead, the view for features keeps an image's own size and aspect ratio, to whole features, and
             is made smaller only where it had more of them than this. For towers that take any size (SigLIP-2 NaFlex).
+        feature_tiles: instead, `{"tile_size":, "tile_grids":, "newline_token_id":}` as in the model's config (its
+            `feature_tiles`): the view for features is scaled, in its own aspect ratio, to fit the grid of tiles that
+            suits it best. The model cuts the tiles. For towers of one size (SigLIP) and images of any.
         image_lines: `{"newline_token_id":, "size_token_offset":, "size_token_unit":, "max_image_side":}` as in the
             model's config where its order is "lines"; by default nothing stands between the slots.
         sep_token_id: as in the model's config, between slots and features of one image.
 
     Raises:
         ValueError: a tokenizer without one of the tokens; image inputs that are unknown, none, or two for the same
-            placeholders; features without a stride, or of a size that the stride does not divide.
+            placeholders; features without a stride, of a size that the stride does not divide, or of two kinds of size;
+            tiles smaller than a feature, or no grids of them.
     """
 
     valid_processor_kwargs = UnifiedProcessorKwargs
@@ -105,6 +112,7 @@ class UnifiedProcessor(ProcessorMixin):
         feature_stride: int | None = None,
         feature_size: dict[str, int] | None = None,
         max_features: int | None = None,
+        feature_tiles: dict[str, Any] | None = None,
         image_lines: dict[str, int] | None = None,
         sep_token_id: int | None = None,
     ):
@@ -136,6 +144,7 @@ class UnifiedProcessor(ProcessorMixin):
         self.feature_size, self.max_features = feature_size, max_features
         self.image_lines, self.sep_token_id = image_lines, sep_token_id
         self._lines = image_lines and Lines(**image_lines)
+        self.feature_tiles, self._tiles = feature_tiles, feature_tiles and Tiles(**feature_tiles)
         self._check_image_inputs()
         self.read_placeholders = [PLACEHOLDERS[name] for name in self.image_inputs]
         self.reads_slots = SLOT in self.read_placeholders
@@ -143,7 +152,7 @@ class UnifiedProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        names = ["feature_pixel_values"] * self.reads_features + ["feature_sizes"] * bool(self.max_features)
+        names = ["feature_pixel_values"] * self.reads_features + ["feature_sizes"] * self._sizes_differ
         return super().model_input_names + names
 
     def __call__(self, images=None, text=None, generation_mode: str | None = None, **kwargs) -> BatchFeature:
@@ -159,7 +168,7 @@ class UnifiedProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` [B,T], padded on the left; with images also `pixel_values` [N,3,H,W] where the
             model reads codes or latents, `feature_pixel_values` [R,3,h,w] where it reads features, and `feature_sizes`
-            [R,2] where it reads them at the images' own sizes.
+            [R,2] where the images are of different sizes in it.
 
         Raises:
             ValueError: if the numbers of images and placeholders differ, a text is longer than the tokenizer's
@@ -188,7 +197,7 @@ class UnifiedProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The text of one read image, from the views of all."""
         views = {key: values[image_idx : image_idx + 1] for key, values in image_inputs.items()}
-        features = next(iter(self._features_of(views)), 0)
+        features = next(iter(self._feature_ids(views)), [])
         ids = self._image_ids(self.read_placeholders, self._grid_of(views), features)
         return self.boi_token + "".join(self.tokenizer.convert_ids_to_tokens(ids)) + self.eoi_token
 
@@ -222,15 +231,19 @@ class UnifiedProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask`, `labels` [B,T] int64 (labels: see `layout_unified.py`; -100 at padding) and,
             where there are images with slots, `pixel_values` [N,3,H,W] or `image_tokens` ([N,L] int64, [N,L,D]
-            float32), with features `feature_pixel_values` [R,3,h,w] and, with `max_features`, `feature_sizes` [R,2].
+            float32), with features `feature_pixel_values` [R,3,h,w] and, with `max_features` or `feature_tiles`,
+            `feature_sizes` [R,2].
 
         Raises:
             ValueError: naming the conversation by its index: malformed, too long, a special token written out in its
                 text; naming the image by its place in the batch: slots filled from pixels here and from tokens there,
-                tokens of different shapes, features to be read without `image`. Features to supervise, but not read.
+                tokens of different shapes, features to be read without `image`. Features to supervise that are
+                not read, or are in tiles.
         """
         if (supervise_features or features_of_written) and not self.reads_features:
             raise ValueError(f"image_inputs is {self.image_inputs}: there are no features to supervise or to add")
+        if supervise_features and self._tiles:
+            raise ValueError("features in tiles show a scaled image, of which there are no codes: they have no labels")
         if padding_side not in ("left", "right"):
             raise ValueError(f'padding_side is {padding_side!r}: pass "left" or "right"')
         rows = [
@@ -240,12 +253,12 @@ class UnifiedProcessor(ProcessorMixin):
         written = [SLOT, FEATURE] if features_of_written else [SLOT]
         images = [span for row in rows for span in row if span.kind == "image"]
         image_inputs = self._encode_images(images, features_of_written)
-        grid, features = self._grid_of(image_inputs), iter(self._features_of(image_inputs))
+        grid, features = self._grid_of(image_inputs), iter(self._feature_ids(image_inputs))
         token_ids = iter(self._encode_texts(rows))
 
         def image_ids(span: Span) -> list[int]:
             placeholders = written if span.written else self.read_placeholders
-            return self._image_ids(placeholders, grid, next(features) if FEATURE in placeholders else 0)
+            return self._image_ids(placeholders, grid, next(features) if FEATURE in placeholders else [])
 
         input_ids, labels = [], []
         for index, row in enumerate(rows):
@@ -333,6 +346,8 @@ class UnifiedProcessor(ProcessorMixin):
                 f"max_features is {self.max_features}, feature_size {self.feature_size}: pass one of them, and "
                 "max_features of at least 1"
             )
+        if self._tiles:
+            self._check_tiles()
         if self.feature_size is None:
             return  # the size is that of the call, and checked there
         size = self.feature_size if isinstance(self.feature_size, Mapping) else {}
@@ -341,6 +356,19 @@ class UnifiedProcessor(ProcessorMixin):
             raise ValueError(
                 f"feature_size is {self.feature_size}, feature_stride is {self.feature_stride}: pass "
                 f'{{"height":, "width":}}, both multiples of {self.feature_stride}'
+            )
+
+    def _check_tiles(self) -> None:
+        size, grids, _ = self._tiles
+        if (self.feature_size, self.max_features) != (None, None):
+            raise ValueError(
+                f"feature_tiles are of {size} pixels, feature_size is {self.feature_size}, max_features "
+                f"{self.max_features}: pass one of them"
+            )
+        if size < self.feature_stride or not grids or any(len(grid) != 2 or min(grid) < 1 for grid in grids):
+            raise ValueError(
+                f"feature_tiles has tiles of {size} pixels in grids {grids}: pass at least the {self.feature_stride} "
+                "pixels of a feature, and at least one [rows, columns], both at least 1"
             )
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
@@ -360,19 +388,30 @@ class UnifiedProcessor(ProcessorMixin):
         kwargs |= {"stride": self.feature_stride, "return_tensors": "pt"}
         if self.feature_size is not None:
             kwargs |= {"size": self.feature_size, "do_resize": True}
-        if self.max_features is None:
+        if not self._sizes_differ:
             view = _named("view for features", self.image_processor, images, **kwargs)
             return {"feature_pixel_values": view["pixel_values"]}
         pixels, kwargs["do_resize"] = [], True
+        if self._tiles:
+            kwargs["stride"] = 1  # what is missing to whole tiles is put in by the model
         for index, image in enumerate(_flatten(self.image_processor.fetch_images(images))):
-            limits = self.feature_stride, self.max_features
-            height, width = _named(f"image {index}", native_size, image.height, image.width, *limits)
+            height, width = _named(f"image {index}", self._size_for_features, image.height, image.width)
             view = self.image_processor(image, **kwargs | {"size": {"height": height, "width": width}})
             pixels.append(view["pixel_values"][0])
         sizes_R2 = torch.tensor([pixels_CHW.shape[-2:] for pixels_CHW in pixels])
         height, width = sizes_R2.amax(0).tolist()
         padded = [F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in pixels]
         return {"feature_pixel_values": torch.stack(padded), "feature_sizes": sizes_R2}
+
+    @property
+    def _sizes_differ(self) -> bool:
+        """Whether the images of one view for features have sizes of their own."""
+        return bool(self.max_features or self._tiles)
+
+    def _size_for_features(self, height: int, width: int) -> tuple[int, int]:
+        if self._tiles:
+            return tiled_size(height, width, self._tiles.tile_size, self._tiles.tile_grids)
+        return native_size(height, width, self.feature_stride, self.max_features)
 
     def _grid_of(self, image_inputs: Mapping[str, Any]) -> tuple[int, int]:
         """Rows and columns of image tokens of each image that has slots; they share one size."""
@@ -393,18 +432,24 @@ class UnifiedProcessor(ProcessorMixin):
             )
         return rows, columns
 
-    def _features_of(self, image_inputs: Mapping[str, Any]) -> list[int]:
-        """Features of each image that is read through them."""
+    def _feature_ids(self, image_inputs: Mapping[str, Any]) -> list[list[int]]:
+        """Ids of the features of each image that is read through them."""
         sizes = [pixels_CHW.shape[-2:] for pixels_CHW in image_inputs.get("feature_pixel_values", [])]
         if "feature_sizes" in image_inputs:
             sizes = [tuple(map(int, size)) for size in image_inputs["feature_sizes"]]
-        return [(height // self.feature_stride) * (width // self.feature_stride) for height, width in sizes]
+        feature, stride = self.image_feature_token_id, self.feature_stride
+        if self._tiles is None:
+            return [[feature] * ((height // stride) * (width // stride)) for height, width in sizes]
+        side, _, newline = self._tiles
+        whole = features_along(side, side, stride) ** 2
+        grids = [tuple(features_along(pixels, side, stride) for pixels in size) for size in sizes]
+        return [feature_script(whole, grid, feature, newline) for grid in grids]
 
-    def _image_ids(self, placeholders: list[str], grid: tuple[int, int], features: int) -> list[int]:
+    def _image_ids(self, placeholders: list[str], grid: tuple[int, int], features: list[int]) -> list[int]:
         """What stands between [SOI] and [EOI] of an image that has these placeholders, in their order."""
         parts = {
             SLOT: image_script(grid, self.image_stride, self.image_token_id, self._lines),
-            FEATURE: [self.image_feature_token_id] * features,
+            FEATURE: features,
         }
         ids = list(parts[placeholders[0]])
         for name in placeholders[1:]:

@@ -121,8 +121,8 @@ def tiny_patch_parts() -> dict:
 
 
 def tiny_tower() -> dict:
-    """The tower of the vectors, with the projector of the published system."""
-    return {"vision_config": tiny_vector_parts()["vision_config"], "projector_layers": 2}
+    """The tower of the vectors, with the projector of the published system; one view, as its base model has."""
+    return {"vision_config": tiny_vector_parts()["vision_config"], "projector_layers": 2, "tile_grids": None}
 
 
 # What the rows of the table need at tiny sizes, beside the codec with codes that `make_tiny_config` begins with.
@@ -219,6 +219,7 @@ def make_tiny_processor(trained_tokenizer, tokenizer_with_lines):
             image_inputs=config.image_inputs,
             feature_stride=config.feature_stride,
             max_features=64 if any_size else None,
+            feature_tiles=config.feature_tiles,
             image_lines={name: getattr(config, name) for name in LINES} if lines else None,
             sep_token_id=config.sep_token_id,
         )

@@ -23,7 +23,14 @@ OVERRIDES = {
     "unifluid-editing": {"image_inputs": ["features", "latents"]},
     "ugen-features": {"image_inputs": ["codes", "features"]},
     "ugen-random": {"image_order": "random"},
-}
+    "unitoken-tiles": {  # of 4 pixels, 2x2 of which are an image
+        "tile_grids": [[2, 1], [1, 2], [2, 2]],
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 4, "patch_size": 2, "vision_use_head": False,
+        },
+    },
+}  # fmt: skip
 
 
 def parts(row: dict, axis: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""The curves of a run, drawn from the Trainer's `log_history`: what was learned, and how the vocabulary grew."""
+"""The curves of a run, drawn from the Trainer's `log_history`: what was learned, how the vocabulary grew, and whether
+the vision tower is well."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ PANELS = {
     "share of [MASK] among image tokens": (("mask_share",), False),
     "loss": (("loss", "text_loss", "image_loss"), False),
     "gradient norm": (("grad_norm",), True),
+    "features of the vision tower": (("tower_std", "tower_cosine"), False),
+    "effective rank of these features": (("tower_rank",), True),
 }
 
 
 def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
     """Writes one PNG with a panel per quantity over steps; a quantity never logged leaves its panel empty."""
-    figure = Figure(figsize=(12, 10), layout="constrained")
-    for axes, (title, (keys, logarithmic)) in zip(figure.subplots(3, 2).flat, PANELS.items(), strict=True):
+    figure = Figure(figsize=(12, 13), layout="constrained")
+    for axes, (title, (keys, logarithmic)) in zip(figure.subplots(4, 2).flat, PANELS.items(), strict=True):
         for key in keys:
             points = [(row["step"], row[key]) for row in log_history if key in row]
             if points:

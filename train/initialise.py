@@ -94,8 +94,8 @@ def add_image_lines(tokenizer: PreTrainedTokenizerBase, unit: int, longest: int)
 def build_processor(
     config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase, max_features: int | None = None
 ) -> UnifiedProcessor:
-    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view, or with
-    `max_features` an image at its own size."""
+    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view, with
+    `max_features` an image at its own size, or tiles where the config has some."""
     height, width = config.image_size
     return UnifiedProcessor(
         UnifiedImageProcessor(size={"height": height, "width": width}),
@@ -104,6 +104,7 @@ def build_processor(
         image_inputs=config.image_inputs,
         feature_stride=config.feature_stride,
         max_features=max_features,
+        feature_tiles=config.feature_tiles,
         image_lines={name: getattr(config, name) for name in LINES} if config.image_order == "lines" else None,
         sep_token_id=config.sep_token_id,
     )

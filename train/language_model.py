@@ -24,14 +24,17 @@ from train.arguments import training_arguments
 from train.balance import LongTailBalance
 from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import by_tokens, image, image_to_text, text_to_image
+from train.dropout import ResidualDropout
 from train.edits import sample_edit
 from train.initialise import build_model, build_processor, trained_folder
 from train.mixture import EditSource, Mixture, SceneSource, TextSource, readable_rows
+from train.parts import choose_trained
 from train.progress import Pictures, StopOnSignal
 from train.recipes import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.tokenizer import train_tokenizer
+from train.tower_guard import TowerGuard, tower_encoder
 from train.trainer import Collator, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every, random_order
 
@@ -149,23 +152,41 @@ def build_trainer(
     processor: UnifiedProcessor,
     mixture: Mixture,
 ) -> UnifiedTrainer:
-    """The loop: optimiser, schedule, checkpoints, and the growing vocabulary where the recipe asks for one."""
+    """The loop: what is trained, optimiser, schedule, checkpoints, and the growing vocabulary and the dropout where the
+    recipe asks for them.
+
+    Raises:
+        ValueError: parts or parameters that the model does not have.
+    """
     model.model.language_model.set_attn_implementation(recipe.attention)
-    model.model.codec.requires_grad_(False)  # `from_pretrained` leaves every parameter trainable
+    choose_trained(model, recipe.trained_parts, recipe.frozen_parameters)
     balance = None
     if recipe.supervise_features and recipe.supervised_ratio is not None:
         balance = LongTailBalance(model.config.num_codes, recipe.supervised_ratio, recipe.seed)
+    collate = Collator(
+        processor,
+        model.config.text_config.max_position_embeddings,
+        recipe.supervise_features,
+        recipe.features_of_written,
+    )
+    guard = None
+    if tower_encoder(model):
+        guard = TowerGuard(collate([mixture[index] for index in range(min(recipe.batch_size, len(mixture)))]))
     trainer = UnifiedTrainer(
         model=model,
         args=training_arguments(recipe, output),
         train_dataset=mixture,
-        data_collator=Collator(processor, model.config.text_config.max_position_embeddings, recipe.supervise_features),
+        data_collator=collate,
         processing_class=processor,
         text_weight=recipe.text_weight,
         image_weight=recipe.image_weight,
         balance=balance,
+        learning_rates=recipe.learning_rates,
+        guard=guard,
     )
     if recipe.steps_per_code is not None:
         order = random_order(model.config.num_codes, recipe.seed)
         trainer.add_callback(ProgressiveVocabulary(order, every(recipe.steps_per_code)))
+    if recipe.dropout:
+        trainer.add_callback(ResidualDropout(recipe.dropout))
     return trainer

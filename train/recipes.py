@@ -131,6 +131,12 @@ class LanguageModelRecipe(Recipe):
     parts: dict[str, Any] = field(default_factory=dict)  # fields of `UnifiedConfig` beyond the paradigm's own
     attention: str = "eager"  # torch's fused attention is slow backwards in bfloat16 on CPUs
 
+    # What is trained, in the words of `train.parts`, and how fast: training in stages (UniToken, Table 2).
+    trained_parts: tuple[str, ...] | None = None  # None: all
+    frozen_parameters: tuple[str, ...] = ()  # single tensors, by a piece of their name or a pattern
+    learning_rates: dict[str, float] = field(default_factory=dict)  # of parts that do not learn at `learning_rate`
+    dropout: float = 0.0  # of what attention and MLP add to the stream
+
     # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
     steps_per_code: float | None = None
     loss_on_mask: bool = True
@@ -140,6 +146,7 @@ class LanguageModelRecipe(Recipe):
     # every token of text; None: all of them.
     supervise_features: bool = False
     supervised_ratio: float | None = None
+    features_of_written: bool = False  # an image that is written is followed by its own features (UniToken's code)
 
     # Data: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
     text_parts: int = 1
@@ -336,6 +343,124 @@ def spark_uvu_tuned() -> LanguageModelRecipe:
     )
 
 
+def spark_unitoken_1() -> LanguageModelRecipe:
+    """Stage I: the tower and its projector learn to be read by the language model, which is frozen, from captions.
+
+    UniToken's constants: weight decay, clipping, dropout, z-loss. Its data, backbone and number of steps over the three
+    stages are those of `spark/ugen`, its tower that of `spark/unifluid`.
+
+    The paper's tower is a trained SigLIP, which a rate of 1e-5 and frozen patch and position embeddings keep as it is.
+    Ours is random: it learns with all of its parameters and at the model's rate until the end of stage II (our choice).
+    The paper's language model knows its codes from before, ours does not yet: in this stage they are noise beside the
+    features.
+    """
+    return replace(
+        spark_ugen(),
+        name="spark/unitoken-1",
+        paradigm="unitoken",
+        steps_per_code=None,
+        parts={
+            "image_inputs": ["codes", "features"],
+            "vision_config": spark_unifluid().parts["vision_config"],
+            "tile_grids": None,  # a scene is as large as the tower's view
+            "z_loss_weight": 1e-5,
+        },
+        features_of_written=True,
+        trained_parts=("tower", "projector"),
+        text_parts=0,
+        image_to_text_parts=1,
+        text_to_image_parts=0,
+        question_share=0.0,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        weight_decay=0.1,
+        max_grad_norm=4.0,
+        dropout=0.05,
+        steps=300,
+    )
+
+
+def spark_unitoken_2() -> LanguageModelRecipe:
+    """Stage II: everything is trained, on as much reading as drawing (the paper's 10M to 10M), and plain text beside
+    them (ours). The rate is that of `spark/ugen`: the paper's falls to a hundredth, since its model is trained."""
+    before = spark_unitoken_1()
+    return replace(
+        before,
+        name="spark/unitoken-2",
+        model="runs/unitoken-1",
+        steps_before=before.steps,
+        trained_parts=None,
+        text_parts=1,
+        image_to_text_parts=2,
+        text_to_image_parts=2,
+        question_share=0.5,
+        learning_rate=1.5e-3,
+        warmup_steps=200,
+        steps=4400,
+    )
+
+
+def spark_unitoken() -> LanguageModelRecipe:
+    """Stage III: questions and drawing at a lower rate.
+
+    By now the tower is trained, as the paper's is from the start: it gets what that gets, frozen patch and position
+    embeddings and a hundredth of the model's rate (1e-5 beside 1e-3 in the paper's stage I). The paper has four times
+    as many dialogues as drawings, and nothing else; ours keeps the mix of stage II and a fifth of captions, so that 600
+    steps do not make it forget what the suite asks for.
+    """
+    before = spark_unitoken_2()
+    return replace(
+        before,
+        name="spark/unitoken",
+        model="runs/unitoken-2",
+        steps_before=before.steps_before + before.steps,
+        frozen_parameters=("tower.*patch_embedding", "tower.*position_embedding"),
+        question_share=0.8,
+        learning_rate=3e-4,
+        learning_rates={"tower": 3e-6},
+        warmup_steps=50,
+        steps=600,
+    )
+
+
+def spark_unitoken_collapse() -> LanguageModelRecipe:
+    """Stage I with a tower that learns 50 times too fast, as from 1e-5 to 5e-4 in the paper, where it collapses: shows
+    that the guard warns."""
+    recipe = spark_unitoken_1()
+    rates = {"tower": 50 * recipe.learning_rate}
+    return replace(recipe, name="spark/unitoken-collapse", learning_rates=rates, steps=100, sample_every=100)
+
+
+def spark_unitoken_codes() -> LanguageModelRecipe:
+    """The paper's comparison of encodings, its discrete half: stage II without features, in the steps of both stages,
+    since without a tower stage I has nothing to train. The other half is `spark/unitoken-2`."""
+    recipe = spark_unitoken_2()
+    return replace(
+        recipe,
+        name="spark/unitoken-codes",
+        model=None,
+        steps_before=0,
+        parts={**recipe.parts, "image_inputs": ["codes"], "vision_config": None},
+        features_of_written=False,
+        steps=recipe.steps_before + recipe.steps,
+    )
+
+
+def spark_unitoken_study(
+    name: str, base: Callable[[], LanguageModelRecipe], budget: int = 1, **parts: int
+) -> LanguageModelRecipe:
+    """A row of the paper's comparisons: `base` with other parts of some kind of data, or with one of `budget` equal
+    shares of all data. Of kinds whose parts stay it has as many samples as `base` (our choice), so the steps change."""
+    recipe = base()
+    changed = replace(recipe, name=name, warmup_steps=recipe.warmup_steps // budget, **parts)
+    blocks = recipe.steps // sum_of_parts(recipe) // budget
+    return replace(changed, steps=blocks * sum_of_parts(changed))
+
+
+def sum_of_parts(recipe: LanguageModelRecipe) -> int:
+    return recipe.text_parts + recipe.image_to_text_parts + recipe.text_to_image_parts + recipe.editing_parts
+
+
 def photo_patch_plain() -> CodebookRecipe:
     """Patches of photographs by plain k-means, the first row of the paper's ablation. Pass --images."""
     return CodebookRecipe(
@@ -389,6 +514,18 @@ CODEBOOKS: dict[str, Callable[[], CodebookRecipe]] = {
 ANGLES = ("spark/uvu", "spark/uvu-unsupervised", "spark/uvu-vq")  # UVU, its figure of the angle over training
 LAMBDAS = (0.005, 0.01, 0.05, 0.1, 0.2, 1.0, 2.0)  # UniFluid, Fig. 3
 
+UNITOKEN_STUDIES: dict[str, tuple[Callable[[], LanguageModelRecipe], dict[str, int]]] = {
+    # Reading alone and drawing alone, with both encodings and with codes alone; both tasks together are the base.
+    "spark/unitoken-2-read-only": (spark_unitoken_2, {"text_to_image_parts": 0}),
+    "spark/unitoken-2-draw-only": (spark_unitoken_2, {"image_to_text_parts": 0}),
+    "spark/unitoken-codes-read-only": (spark_unitoken_codes, {"text_to_image_parts": 0}),
+    "spark/unitoken-codes-draw-only": (spark_unitoken_codes, {"image_to_text_parts": 0}),
+    # Reading to drawing 2:1 beside the base's 1:1, at the whole budget and at a fifth (the paper's 10M and 2M).
+    "spark/unitoken-2-half-drawn": (spark_unitoken_2, {"text_to_image_parts": 1}),
+    "spark/unitoken-2-fifth": (spark_unitoken_2, {"budget": 5}),
+    "spark/unitoken-2-fifth-half-drawn": (spark_unitoken_2, {"budget": 5, "text_to_image_parts": 1}),
+}
+
 RECIPES: dict[str, Callable[[], Any]] = {
     "spark/vq": spark_vq,
     "spark/kl": spark_kl,
@@ -409,4 +546,10 @@ RECIPES: dict[str, Callable[[], Any]] = {
     "spark/uvu-tuned": spark_uvu_tuned,
     **{f"spark/unifluid-lambda-{w:g}": partial(spark_unifluid_lambda, w) for w in LAMBDAS},
     **{f"{name}-angle": partial(spark_uvu_angle, name) for name in ANGLES},
+    "spark/unitoken-1": spark_unitoken_1,
+    "spark/unitoken-2": spark_unitoken_2,
+    "spark/unitoken": spark_unitoken,
+    "spark/unitoken-collapse": spark_unitoken_collapse,
+    "spark/unitoken-codes": spark_unitoken_codes,
+    **{n: partial(spark_unitoken_study, n, base, **changes) for n, (base, changes) in UNITOKEN_STUDIES.items()},
 }

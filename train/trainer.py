@@ -1,4 +1,5 @@
-"""UnifiedTrainer: transformers' Trainer with losses reduced per kind, whole checkpoints only, and a log per kind.
+"""UnifiedTrainer: transformers' Trainer with losses reduced per kind, a learning rate for each part of the model, whole
+checkpoints only, and a log per kind.
 
 Loss of one update, over all its micro-batches and ranks:
 
@@ -22,6 +23,8 @@ import torch
 
 from train.balance import LongTailBalance, count_text_targets
 from train.checkpoints import ResumableTrainer
+from train.parts import parameter_groups
+from train.tower_guard import TowerGuard
 
 LENGTH_STEP = 48  # tokens; finer steps save padding and cost calls of the model
 
@@ -32,6 +35,8 @@ class UnifiedTrainer(ResumableTrainer):
     Args:
         text_weight, image_weight: weight of each kind in the loss (UGen names none: 1 and 1).
         balance: chooses the tokens of read images that are predicted; by default all that have labels.
+        learning_rates: of parts of the model (`train.parts`) that do not learn at the rate of the arguments.
+        guard: watches the vision tower.
     """
 
     def __init__(
@@ -40,10 +45,12 @@ class UnifiedTrainer(ResumableTrainer):
         text_weight: float = 1.0,
         image_weight: float = 1.0,
         balance: LongTailBalance | None = None,
+        learning_rates: dict[str, float] | None = None,
+        guard: TowerGuard | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.balance = balance
+        self.balance, self.learning_rates, self.guard = balance, learning_rates or {}, guard
         if balance:
             self.add_callback(balance)
         self.weights = torch.tensor([text_weight, image_weight], device=self.args.device)
@@ -52,6 +59,16 @@ class UnifiedTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
         self._window = LossWindow()
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The Trainer's own, over groups that have the rates of their parts."""
+        if self.optimizer is None:
+            model, args = model or self.model, self.args
+            decayed = self.get_decay_parameter_names(model)
+            groups = parameter_groups(model, decayed, args.weight_decay, args.learning_rate, self.learning_rates)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            self.optimizer_cls_and_kwargs = optimizer_class, {**options, "params": groups}
+        return super().create_optimizer(model)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Micro-batches of one update and, in place of the Trainer's single count, the counts [text, image]."""
@@ -71,13 +88,14 @@ class UnifiedTrainer(ResumableTrainer):
 
         Raises:
             FloatingPointError: a loss that is not finite, before the update, naming the step and the samples.
+            ValueError: samples that teach nothing, since what they reach is frozen.
         """
         inputs = dict(inputs)
         indices_B = inputs.pop("sample_indices")
         # Ranks must call the model equally often, and whoever wants outputs wants those of the whole batch.
         whole = return_outputs or self.accelerator.num_processes > 1
         sums = torch.zeros(2, device=self.args.device)
-        for part in [inputs] if whole else parts_of_like_length(inputs, self.model.config):
+        for part in [inputs] if whole else parts_of_like_length(inputs, self.model):
             outputs = model(**part)
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
             self._window.add(outputs, part.get("image_tokens"), self.model.model.image_head)
@@ -86,18 +104,26 @@ class UnifiedTrainer(ResumableTrainer):
         # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
         scale = self.weights * self.accelerator.num_processes / num_items_in_batch.clamp(min=1)
         loss = (sums * scale).sum()
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                f"nothing that is trained takes part in {self._named(indices_B.tolist())}: train more parts of the "
+                "model, or leave such data out"
+            )
         return (loss, outputs) if return_outputs else loss
 
     def _not_finite(self, sums: list[float], indices: list[int]) -> str:
         kinds = [kind for kind, total in zip(("text", "image"), sums, strict=True) if not math.isfinite(total)]
-        samples = "; ".join(self.train_dataset.describe_sample(index) for index in indices)
         return (
             f"the {' and '.join(kinds)} loss is not finite at step {self.state.global_step + 1}, and the model was not "
-            f"updated. The batch held: {samples}. Lower the learning rate, or resume from the last checkpoint"
+            f"updated. The batch held: {self._named(indices)}. Lower the learning rate, or resume from the last "
+            "checkpoint"
         )
 
+    def _named(self, indices: list[int]) -> str:
+        return "; ".join(self.train_dataset.describe_sample(index) for index in indices)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss and perplexity of each kind since the last log."""
+        """Adds loss and perplexity of each kind since the last log, and how the vision tower is."""
         if "loss" in logs:
             logs.update(self._window.means())
             self._window = LossWindow()
@@ -105,16 +131,18 @@ class UnifiedTrainer(ResumableTrainer):
                 logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
             if self.balance:
                 logs.update(self.balance.logs())
+            if self.guard:
+                logs.update(self.guard.logs(self.model, self.state.global_step))
         super().log(logs, start_time)
 
 
-def parts_of_like_length(inputs: dict[str, torch.Tensor], config: Any) -> Iterator[dict[str, torch.Tensor]]:
+def parts_of_like_length(inputs: dict[str, torch.Tensor], model: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Cuts a right-padded batch into parts whose rows have lengths that round up to the same multiple of LENGTH_STEP.
 
     Rows are independent and losses are summed, so nothing changes but the padding: beside an image with its questions
     a line of plain text is three quarters padding.
     """
-    lengths_B = inputs["attention_mask"].sum(1)
+    config, lengths_B = model.config, inputs["attention_mask"].sum(1)
     steps_B = (lengths_B + LENGTH_STEP - 1) // LENGTH_STEP
     slots_B = (inputs["input_ids"] == config.image_token_id).sum(1)
     features_B = (inputs["input_ids"] == config.image_feature_token_id).sum(1)
@@ -128,7 +156,8 @@ def parts_of_like_length(inputs: dict[str, torch.Tensor], config: Any) -> Iterat
         if name in inputs
     }
     if "feature_sizes" in inputs:  # images of different sizes
-        features_N = (inputs["feature_sizes"] // config.feature_stride).prod(1)
+        features_of = model.model.encoders["features"].num_tokens
+        features_N = torch.tensor([features_of(*size) for size in inputs["feature_sizes"].tolist()])
         rows_of["feature_pixel_values"] = rows_of["feature_sizes"] = rows_of_entries(features_B, features_N)
     for step in steps_B.unique():
         rows_B = steps_B == step
@@ -149,22 +178,25 @@ def rows_of_entries(holes_B: torch.Tensor, holes_N: torch.Tensor) -> torch.Tenso
 class Collator:
     """Samples of a `Mixture` -> the inputs of the model, right-padded, and `sample_indices [B]` for error messages."""
 
-    def __init__(self, processor: Any, max_length: int, supervise_features: bool = False):
+    def __init__(
+        self, processor: Any, max_length: int, supervise_features: bool = False, features_of_written: bool = False
+    ):
         self.processor = processor
         self.max_length = max_length
-        self.supervise_features = supervise_features
+        self.features = {"supervise_features": supervise_features, "features_of_written": features_of_written}
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.processor.encode_conversations(
-            [sample["conversation"] for sample in samples],
-            max_length=self.max_length,
-            supervise_features=self.supervise_features,
+            [sample["conversation"] for sample in samples], max_length=self.max_length, **self.features
         )
         return {**batch, "sample_indices": torch.tensor([sample["index"] for sample in samples])}
 
 
 class LossWindow:
-    """Sums since the last log, over the micro-batches of this rank."""
+    """Sums since the last log, over the micro-batches of this rank.
+
+    A z-loss is in the losses, and so in the perplexities: where z is 10, a weight of 1e-5 makes them 0.1% too high.
+    """
 
     def __init__(self):
         self.totals = dict.fromkeys(("text", "image", "texts", "images", "masked", "tokens"), 0.0)

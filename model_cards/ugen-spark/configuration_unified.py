@@ -83,10 +83,11 @@ _SIGLIP2_SO400M = {
 }  # fmt: skip
 _PATCHES = {"model_type": "unified_patch", "patch_size": 32, "num_codewords": 200_000}
 
-# Chameleon-7B, whose vocabulary holds the 8,192 codes; the weights are Lumina-mGPT's.
+# Chameleon-7B, whose vocabulary holds the 8,192 codes; the weights are Lumina-mGPT's. UniToken's code cuts sequences to
+# 4,096 ids and puts the features in afterwards, up to 3,700 with [SEP]: this context holds both.
 _CHAMELEON_7B = {
     "model_type": "chameleon", "vocab_size": 65_536, "hidden_size": 4096, "intermediate_size": 11_008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5,
 }  # fmt: skip
 # Chameleon's VQ-GAN in the words of diffusers' VQModel (the paper speaks of 16,384 codes, its code has 8,192).
@@ -126,6 +127,7 @@ PARADIGMS: dict[str, dict[str, Any]] = {
         "bos_token_id": 0, "eos_token_id": 8710, "pad_token_id": 1, "boi_token_id": 8197, "eoi_token_id": 8196,
         "sep_token_id": 8198, "newline_token_id": 8803, "size_token_offset": 8804, "size_token_unit": 32,
         "max_image_side": 2048, "mask_token_id": 8713, "image_token_id": 8711, "image_feature_token_id": 8712,
+        "tile_grids": [[2, 1], [1, 2], [2, 2], [3, 1], [1, 3]],  # of the final model; the base model has none
     },
 }  # fmt: skip
 
@@ -315,6 +317,9 @@ class UnifiedConfig(PreTrainedConfig):
         vision_config: the tower of the encoder `features`: SigLIP (transformers' `siglip_vision_model`) or SigLIP-2
             (`siglip2_vision_model`), which sees every image at its own size.
         spatial_merge_size: side of the square of the tower's features that are joined to one.
+        tile_grids: [rows, columns] of tiles, each as large as the tower's `image_size`, that an image read through
+            `features` may be cut into beside being seen whole (AnyRes); where two serve as well, the first is taken.
+            None: the tower sees one view.
         projector_layers: from features to the language model: 1, linear (PaliGemma), or 2 with a GELU between them
             (LLaVA-1.5). UniFluid's and UVU's own were not found.
         visual_target_offset: with visual supervision, how many positions before a feature its code is predicted: 1, as
@@ -322,7 +327,8 @@ class UnifiedConfig(PreTrainedConfig):
         joint_softmax: whether text and codes compete for every target. Otherwise the softmax of a text target has the
             rows of text only, that of a code the rows of codes.
         code_offset: first row of the image codes; None puts the codes at the end of the vocabulary.
-        newline_token_id: with the order "lines", the id at the end of each row of an image.
+        newline_token_id: the id at the end of each row of an image, with the order "lines" of its slots, with tiles of
+            its features.
         size_token_offset, size_token_unit: with it, a side of s pixels is named by the id offset + s // unit.
         max_image_side: with it, the longest side that has an id.
         sep_token_id: between the slots and the features of one image, where it is read through both; None: nothing.
@@ -334,7 +340,8 @@ class UnifiedConfig(PreTrainedConfig):
             since it keeps every position supervised.
         inactive_codes_in_softmax: whether rows of inactive codes take part in the softmax. The paper does not say;
             our choice is no, so that the vocabulary really grows.
-        z_loss_weight: of the square of each softmax's log normaliser, added to its loss (UniToken: 1e-5).
+        z_loss_weight: of the square of each softmax's log normaliser, added to its loss in training (UniToken:
+            1e-5).
         diffusion_objective: what the diffusion head learns: "epsilon", the noise, with a learned variance (MAR); or
             "flow", the velocity from noise to token along a straight line (our choice beside the paper's).
         diffusion_width, diffusion_depth: of its residual MLP (MAR-B: 1024 and 6; UniFluid's own were not found).
@@ -360,6 +367,7 @@ class UnifiedConfig(PreTrainedConfig):
     codec_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     spatial_merge_size: int = 1
+    tile_grids: list[list[int]] | None = None
     projector_layers: int = 1
     visual_target_offset: int = 1
     joint_softmax: bool = True
@@ -479,6 +487,26 @@ class UnifiedConfig(PreTrainedConfig):
                 raise ValueError(f"{name} {getattr(self, name)}: choose {values[0]} to {values[-1]}")
         if self.diffusion_objective not in ("epsilon", "flow"):
             raise ValueError(f"diffusion_objective {self.diffusion_objective!r}: choose 'epsilon' or 'flow'")
+        if self.tile_grids is not None:
+            self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        grids, tower = self.tile_grids, self.vision_config
+        if not grids or any(len(grid) != 2 or min(grid) < 1 for grid in grids):
+            raise ValueError(f"tile_grids {grids}: pass at least one [rows, columns], both at least 1, or None")
+        if tower is None or tower.model_type != "siglip_vision_model":
+            found = f"this one is a {tower.model_type!r}" if tower else f"image_inputs {self.image_inputs} have none"
+            raise ValueError(
+                f"tile_grids {grids} are for a tower of one size, a 'siglip_vision_model', and {found}: pass None"
+            )
+        if self.newline_token_id is None:
+            raise ValueError(f"tile_grids {grids} need a newline_token_id, the end of a row of features")
+        patches = tower.image_size // tower.patch_size
+        if patches % self.spatial_merge_size or not patches:
+            raise ValueError(
+                f"a tile of {tower.image_size} pixels has {patches}x{patches} patches of {tower.patch_size}, which "
+                f"squares of {self.spatial_merge_size} do not divide: choose another spatial_merge_size or image_size"
+            )
 
     @property
     def num_codes(self) -> int:
@@ -518,6 +546,14 @@ class UnifiedConfig(PreTrainedConfig):
     def feature_stride(self) -> int | None:
         """Pixels per feature along a side; None without a vision tower."""
         return self.vision_config and self.vision_config.patch_size * self.spatial_merge_size
+
+    @property
+    def feature_tiles(self) -> dict[str, Any] | None:
+        """What a processor is told of tiles; None where images are not cut."""
+        if self.tile_grids is None:
+            return None
+        size = {"tile_size": self.vision_config.image_size, "newline_token_id": self.newline_token_id}
+        return size | {"tile_grids": self.tile_grids}
 
     @classmethod
     def for_paradigm(cls, name: str, **overrides) -> "UnifiedConfig":

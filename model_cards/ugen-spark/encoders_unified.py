@@ -5,7 +5,8 @@ shown it, `placeholder`: the config field that names the id which the processor 
 of one batch may have different sizes where the encoder says so.
 
 B images, L image tokens, N embeddings of an image, C channels, H hidden size (height in pixel shapes), W width, P side
-of a patch in pixels, M side of a square of features that becomes one, F numbers in a feature, r, c rows and columns.
+of a patch in pixels, M side of a square of features that becomes one, F numbers in a feature, r, c rows and columns, V
+views of an image, S side of a tile in pixels, n features along a side of a tile, y, x places in the map of all tiles.
 """
 
 from collections.abc import Callable
@@ -75,18 +76,26 @@ class FeatureEncoder(Encoder):
     def forward(self, images: ImageBatch) -> list[torch.Tensor]:
         if images.feature_pixels is None:
             raise ValueError("this model reads images as features: pass feature_pixel_values")
+        features = self.features_of(images.feature_pixels)
+        return list(self.projector(torch.cat(features)).split([len(features_NF) for features_NF in features]))
+
+    def features_of(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What the projector is given of each image, [N, M^2 * F]."""
         grids = []
-        for pixels_CHW in images.feature_pixels:
+        for pixels_CHW in images:
             height, width = pixels_CHW.shape[-2:]
             if height % self.stride or width % self.stride:
                 raise ValueError(
                     f"an image of {height}x{width} pixels is not divided by features of {self.stride}: resize it"
                 )
             grids.append((height // self.patch_size, width // self.patch_size))
+        return self.see(images, grids)
+
+    def see(self, views: list[torch.Tensor], grids: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """Features of what the tower is shown, [C, H, W] on `grids` of patches each -> merged, [N, M^2 * F] each."""
         dtype = next(self.projector.parameters()).dtype
-        features = self.run_tower([pixels_CHW.to(dtype) for pixels_CHW in images.feature_pixels], grids)
-        merged = [merge_squares(*each, self.merge) for each in zip(features, grids, strict=True)]
-        return list(self.projector(torch.cat(merged)).split([len(merged_NF) for merged_NF in merged]))
+        features = self.run_tower([view_CHW.to(dtype) for view_CHW in views], grids)
+        return [merge_squares(*each, self.merge) for each in zip(features, grids, strict=True)]
 
     def _siglip(self, images: list[torch.Tensor], grids: list[tuple[int, int]]) -> list[torch.Tensor]:
         if len(set(grids)) > 1:
@@ -109,6 +118,80 @@ class FeatureEncoder(Encoder):
         return [hidden_NF[: len(each)] for hidden_NF, each in zip(hidden_BNF, patches, strict=True)]
 
 
+class TileEncoder(FeatureEncoder):
+    """Shows a tower of one size a larger image: the whole, made as small as the tower's, and tiles of it (AnyRes).
+
+    An image comes scaled to fit one of the grids of tiles, where it lies at the top and left; what it leaves free is
+    black. Its embeddings are those of the thumbnail, then those of the tiles as one map, row by row:
+
+        thumbnail      tiles, 1x2         map: features that show nothing of the image are left out
+        a a a          b b b | c c c      b b b c c
+        a a a          b b b | c c c      b b b c c
+        a a a          . . . | . . .
+
+    Grids, black and the map without padding are as in UniToken's code. Ours are the place of the image (there it is
+    the middle), that all features stay that show any of it, and the thumbnail, made of the scaled image instead of the
+    image itself, so that one view carries both. What follows a row of the map is the processor's.
+
+    Attention stays inside a tile: in one that the image fills only in part, black is seen by the features that stay.
+    """
+
+    def __init__(self, config: UnifiedConfig):
+        super().__init__(config)
+        self.grids, self.side = config.tile_grids, config.vision_config.image_size
+        self.in_tile = self.side // self.stride  # 27 of 384 pixels with patches of 14: the last 6 are shown to none
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self.in_tile**2 + self.in_map(height) * self.in_map(width)
+
+    def in_map(self, pixels: int) -> int:
+        """Features along a side of the map that show any of so many pixels."""
+        tiles, rest = divmod(pixels, self.side)
+        return tiles * self.in_tile + min(self.in_tile, -(-rest // self.stride))
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles of an image that was scaled to fit them: the smallest grid that holds it.
+
+        It is the grid that the processor chose: a smaller one that holds the image would have shrunk it no more, and
+        been chosen for its size. Hence sizes are rounded up there.
+
+        Raises:
+            ValueError: no grid holds the image.
+        """
+        sizes = [(rows * self.side, columns * self.side) for rows, columns in self.grids]
+        holding = [size for size in sizes if height <= size[0] and width <= size[1]]
+        if not holding:
+            raise ValueError(
+                f"an image of {height}x{width} pixels fits into none of the grids of tiles, {sizes} pixels: pass it as "
+                "the processor makes it, with the same tile_grids"
+            )
+        rows, columns = min(holding, key=lambda size: size[0] * size[1])
+        return rows // self.side, columns // self.side
+
+    def features_of(self, images: list[torch.Tensor]) -> list[torch.Tensor]:
+        sizes = [tuple(pixels_CHW.shape[-2:]) for pixels_CHW in images]
+        grids = [self.grid_of(*size) for size in sizes]
+        views = []
+        for pixels_CHW, grid in zip(images, grids, strict=True):
+            views += [thumbnail(pixels_CHW, self.side), *cut_tiles(pixels_CHW, grid, self.side)]
+        patches = self.side // self.patch_size
+        seen_VNF = torch.stack(self.see(views, [(patches, patches)] * len(views)))
+        seen = seen_VNF.split([1 + rows * columns for rows, columns in grids])
+        return [self.join(*each) for each in zip(seen, grids, sizes, strict=True)]
+
+    def join(self, seen_VNF: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+        """Features of an image's thumbnail, followed by the map of its tiles without what shows only padding."""
+        height, width = (self.in_map(pixels) for pixels in size)
+        tiles_rcnnF = seen_VNF[1:].unflatten(1, (self.in_tile, self.in_tile)).unflatten(0, grid)
+        map_yxF = tiles_rcnnF.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        return torch.cat([seen_VNF[0], map_yxF[:height, :width].flatten(0, 1)])
+
+
+def feature_encoder(config: UnifiedConfig) -> FeatureEncoder:
+    """One view of an image, or tiles. The weights are the same: a trained tower may be shown tiles later."""
+    return FeatureEncoder(config) if config.tile_grids is None else TileEncoder(config)
+
+
 def projector(config: UnifiedConfig) -> nn.Module:
     """From merged features to the language model, see `projector_layers` of the config."""
     merged, hidden = config.vision_config.hidden_size * config.spatial_merge_size**2, config.text_config.hidden_size
@@ -123,10 +206,26 @@ def into_patches(pixels_CHW: torch.Tensor, side: int) -> torch.Tensor:
     return patches_CrPcP.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
 
 
+def thumbnail(pixels_CHW: torch.Tensor, side: int) -> torch.Tensor:
+    """A whole image in [-1, 1] as a square, whatever its shape; bicubic, as Pillow resizes, which cuts to the range."""
+    resized_1CSS = nn.functional.interpolate(pixels_CHW[None].float(), (side, side), mode="bicubic", antialias=True)
+    return resized_1CSS[0].clamp(-1, 1)
+
+
+def cut_tiles(pixels_CHW: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
+    """Tiles in raster order [r * c, C, S, S] of an image that is padded, with black at the right and below, to fill
+    them."""
+    (rows, columns), (height, width) = grid, pixels_CHW.shape[-2:]
+    missing = (0, columns * side - width, 0, rows * side - height)
+    padded_CHW = nn.functional.pad(pixels_CHW, missing, value=-1.0)
+    tiles_CrScS = padded_CHW.unflatten(2, (columns, side)).unflatten(1, (rows, side))
+    return tiles_CrScS.permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
 def merge_squares(features_NF: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
     """Features in raster order on `grid` -> [N / M^2, M^2 * F]: squares in raster order, each in raster order."""
     features_rMcMF = features_NF.unflatten(0, (grid[0] // side, side, grid[1] // side, side))
     return features_rMcMF.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-ENCODERS = {"codes": TokenEncoder, "latents": TokenEncoder, "features": FeatureEncoder}
+ENCODERS = {"codes": TokenEncoder, "latents": TokenEncoder, "features": feature_encoder}

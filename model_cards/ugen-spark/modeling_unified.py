@@ -415,9 +415,9 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         slot, feature = config.image_token_id, config.image_feature_token_id
         text_BT = (labels_BT != -100) & (labels_BT != slot) & (labels_BT != feature)
         text_hidden_NH, text_ids_N = predicting(hidden_BTH, text_BT, 1), labels_BT[:, 1:][text_BT[:, 1:]]
-        text_loss = token_losses(
-            text_hidden_NH, text_ids_N, self.lm_head, head.closed_rows(self.lm_head.weight.shape[0]), head.text_rows
-        )
+        closed_V = head.closed_rows(self.lm_head.weight.shape[0])
+        z_loss_weight = config.z_loss_weight if self.training else 0.0
+        text_loss = token_losses(text_hidden_NH, text_ids_N, self.lm_head, closed_V, head.text_rows, z_loss_weight)
         hidden, targets = [], []
         for kind, tokens, offset in ((slot, image_tokens, 1), (feature, feature_tokens, config.visual_target_offset)):
             asked_BT = labels_BT == kind

@@ -86,7 +86,7 @@ def counting() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
 
 
-def expected(hidden_NH, weight_VH, ids_N, upstream_N, cap=None, closed_V=None, rows=slice(None)):
+def expected(hidden_NH, weight_VH, ids_N, upstream_N, cap=None, closed_V=None, rows=slice(None), z_loss_weight=0.0):
     """Losses and both gradients of the plain computation, float64."""
     hidden_NH, weight_VH = (x.detach().double().requires_grad_() for x in (hidden_NH, weight_VH))
     logits_NV = F.linear(hidden_NH, weight_VH)
@@ -96,7 +96,9 @@ def expected(hidden_NH, weight_VH, ids_N, upstream_N, cap=None, closed_V=None, r
     left_V[rows] = False
     if closed_V is not None:
         left_V |= closed_V
-    losses_N = F.cross_entropy(logits_NV.masked_fill(left_V, -torch.inf), ids_N, reduction="none")
+    logits_NV = logits_NV.masked_fill(left_V, -torch.inf)
+    losses_N = F.cross_entropy(logits_NV, ids_N, reduction="none")
+    losses_N = losses_N + z_loss_weight * logits_NV.exp().sum(-1).log() ** 2
     return losses_N.detach(), *torch.autograd.grad((losses_N * upstream_N).sum(), [hidden_NH, weight_VH])
 
 
@@ -145,6 +147,49 @@ def test_caps_rows_and_closed_rows(lm_head, hidden_NH, chunks_of, cap, rows, clo
     softmax = {"cap": cap, "closed_V": closed_V, "rows": rows}
     _, grad_VH = check(losses_N, hidden_NH, lm_head.weight, ids_N, upstream_N, **softmax)
     assert torch.equal(grad_VH.any(-1), inside_V)
+
+
+@pytest.mark.parametrize("chunk", [100, 4])
+@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("rows", [slice(None), slice(12), slice(12, None)])
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("wrap", [lambda lm_head: lm_head, Wrapped])
+def test_z_loss(lm_head, hidden_NH, chunks_of, chunk, cap, rows, even, wrap):
+    """With a joint softmax and separate ones, some rows closed, made with the losses or by autograd."""
+    chunks_of(chunk)
+    lm_head.cap, module = cap, wrap(lm_head)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter is lm_head.weight)
+    if wrap is Wrapped:
+        module.more.weight.data.zero_()
+    closed_V = torch.arange(lm_head.weight.shape[0]) % 5 == 2
+    inside_V = torch.zeros_like(closed_V)
+    inside_V[rows] = True
+    ids_N = (inside_V & ~closed_V).nonzero()[:, 0][torch.randint(9, (POSITIONS,))]
+    upstream_N = torch.full((POSITIONS,), 0.2) if even else torch.rand(POSITIONS)
+    losses_N = token_losses(hidden_NH, ids_N, module, closed_V, rows, z_loss_weight=0.1)
+    softmax = {"cap": cap, "closed_V": closed_V, "rows": rows}
+    check(losses_N, hidden_NH, lm_head.weight, ids_N, upstream_N, **softmax, z_loss_weight=0.1)
+    plain_N = token_losses(hidden_NH, ids_N, module, closed_V, rows)
+    assert bool((losses_N > plain_N + 0.01).all()), "it would prove nothing"
+
+
+def test_a_z_loss_of_no_weight_costs_and_changes_nothing(lm_head, hidden_NH, ids_N, monkeypatch):
+    def losses_and_gradients(**weight):
+        losses_N = token_losses(hidden_NH, ids_N, lm_head, **weight)
+        return losses_N.detach(), *torch.autograd.grad(losses_N.sum(), [hidden_NH, lm_head.weight])
+
+    plain, weighed = losses_and_gradients(), losses_and_gradients(z_loss_weight=1e-5)
+    assert not any(torch.equal(one, other) for one, other in zip(plain, weighed, strict=True))
+
+    def no_logsumexp(*args):
+        raise AssertionError("it was computed")
+
+    monkeypatch.setattr(torch.Tensor, "logsumexp", no_logsumexp, raising=False)
+    for found, wanted in zip(losses_and_gradients(z_loss_weight=0.0), plain, strict=True):
+        assert torch.equal(found, wanted)
+    with pytest.raises(AssertionError, match="it was computed"):
+        losses_and_gradients(z_loss_weight=1e-5)
 
 
 def test_a_closed_target_has_an_infinite_loss_and_its_row_no_gradient(lm_head, hidden_NH, ids_N):

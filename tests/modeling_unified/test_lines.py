@@ -142,3 +142,18 @@ def test_codes_may_stand_in_the_middle_of_the_vocabulary(make_tiny_config, confi
     assert torch.equal(drawn.image_tokens[0][0], again.image_tokens[0][0])
     assert torch.equal(middle.decode_image_tokens(again.sequences)[0][0], drawn.images[0][0])
     torch.testing.assert_close(middle(moved_BT).logits, last(prompt_BT).logits[..., old])
+
+
+def test_the_z_loss_is_added_to_text_and_codes_in_training_alone(make_tiny_config, processor, make_image):
+    """The difference is the weight times the square of each softmax's log normaliser."""
+    torch.manual_seed(0)
+    model = UnifiedForConditionalGeneration(make_tiny_config("unitoken", z_loss_weight=0.5)).eval()
+    words, image = {"type": "text", "text": "a cat"}, {"type": "image", "image": make_image()}
+    batch = processor.encode_conversations([[said("user", words), said("assistant", image)]])
+    plain = model(**batch, skip_logits=False)
+    trained = model.train()(**batch)
+    predicted = batch["labels"][:, 1:] != -100
+    squares_N = plain.logits[:, :-1][predicted].logsumexp(-1).square()
+    codes_N = batch["labels"][:, 1:][predicted] == model.config.image_token_id
+    torch.testing.assert_close(trained.text_loss, plain.text_loss + 0.5 * squares_N[~codes_N])
+    torch.testing.assert_close(trained.image_loss, plain.image_loss + 0.5 * squares_N[codes_N])

@@ -108,7 +108,7 @@ def test_parts_of_like_length_keep_each_image_with_its_row(
             [said("user", read(3), text("red")), said("assistant", {"type": "image", "image_tokens": drawn[0]})],
         ]
     )
-    parts = list(parts_of_like_length(batch, config))
+    parts = list(parts_of_like_length(batch, model))
     assert len(parts) > 1 and sum(len(part["input_ids"]) for part in parts) == 5
     whole = model(**batch)
     losses = [model(**part) for part in parts]
@@ -134,12 +134,28 @@ def test_parts_keep_images_of_many_sizes_with_their_rows(make_tiny_config, make_
         {},
         {"feature_tokens": model.model.encode_read_images(batch["feature_pixel_values"], batch["feature_sizes"])},
     ):
-        parts = list(parts_of_like_length(batch | given, config))
+        parts = list(parts_of_like_length(batch | given, model))
         assert len(parts) > 1
         losses = [model(**part) for part in parts]
         for kind in ("text_loss", "image_loss"):
             assert sum(len(part[kind]) for part in losses) == len(whole[kind])
             torch.testing.assert_close(sum(part[kind].sum() for part in losses), whole[kind].sum())
+
+
+def test_parts_keep_images_in_tiles_with_their_rows(make_tiny_config, make_tiny_processor, make_image, sharp_text):
+    """Of which each has a thumbnail too, and as many tiles as its shape asks for."""
+    config = make_tiny_config("unitoken", tile_grids=[[1, 2], [2, 1], [2, 2]])
+    processor, model = make_tiny_processor(config), sharp_text(config)
+    rows = []
+    for number, (height, width, words) in enumerate(
+        [(8, 16, "a very " * 30), (16, 8, "two"), (16, 16, "a very " * 25)]
+    ):
+        image = {"type": "image", "image": make_image(number, height, width)}
+        rows.append([{"role": "user", "content": [image]}, {"role": "assistant", "content": words}])
+    batch = processor.encode_conversations([rows[0], rows[1], rows[2]])
+    whole, parts = model(**batch), list(parts_of_like_length(batch, model))
+    assert len(parts) > 1
+    torch.testing.assert_close(sum(model(**part).text_loss.sum() for part in parts), whole.text_loss.sum())
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.arguments import training_arguments
 from train.language_model import build_trainer
 from train.mixture import Mixture, TextSource
@@ -27,10 +28,14 @@ def test_names_are_those_they_are_registered_under():
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_language_model_recipe_becomes_a_trainer(name, tmp_path, tiny_model, tiny_processor):
+def test_a_language_model_recipe_becomes_a_trainer(name, tmp_path, make_tiny_config, make_tiny_processor):
     recipe = dataclasses.replace(RECIPES[name](), bf16=False)
     mixture = Mixture([(TextSource(["a text"], 0, 100), 1)], 10, 0)
-    trainer = build_trainer(recipe, tmp_path, tiny_model, tiny_processor, mixture)
+    # A row with stages must have the parts they name; of the others any will do.
+    config = make_tiny_config(recipe.paradigm if recipe.features_of_written else "ugen")
+    model = UnifiedForConditionalGeneration(config)
+    trainer = build_trainer(recipe, tmp_path, model, make_tiny_processor(config), mixture)
+    trainer.create_optimizer()
     assert trainer.args.max_steps == recipe.steps
     assert trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps == recipe.batch_size
     grows = "ProgressiveVocabulary" in [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
@@ -48,6 +53,46 @@ def test_ugen_mixes_three_two_five_and_starts_from_text_alone():
     assert (text.text_parts, text.image_to_text_parts, text.text_to_image_parts) == (1, 0, 0)
     assert text.text_config == ugen.text_config and text.codec is None
     assert ugen.steps > 1024 * ugen.steps_per_code, "some codes of a thousand would never become active"
+
+
+def test_unitoken_trains_in_three_stages_each_from_the_one_before():
+    first, second, third = (RECIPES[f"spark/unitoken{stage}"]() for stage in ("-1", "-2", ""))
+    assert (first.model, second.model, third.model) == (None, "runs/unitoken-1", "runs/unitoken-2")
+    assert (second.steps_before, third.steps_before) == (first.steps, first.steps + second.steps)
+    assert first.steps + second.steps + third.steps == RECIPES["spark/ugen"]().steps
+    assert (first.trained_parts, second.trained_parts, third.trained_parts) == (("tower", "projector"), None, None)
+    assert first.question_share == 0 and (first.text_parts, first.text_to_image_parts) == (0, 0)
+    assert second.image_to_text_parts == second.text_to_image_parts
+    assert third.learning_rate < second.learning_rate
+    assert third.learning_rates == {"tower": pytest.approx(third.learning_rate / 100)}
+    for recipe in (first, second, third):
+        assert recipe.features_of_written and recipe.parts["z_loss_weight"] == 1e-5
+        assert (recipe.betas, recipe.max_grad_norm, recipe.weight_decay, recipe.dropout) == ((0.9, 0.95), 4, 0.1, 0.05)
+
+
+def test_unitokens_comparisons_keep_the_samples_of_what_they_do_not_change():
+    def samples(name):
+        recipe = RECIPES[name]()
+        kinds = recipe.text_parts, recipe.image_to_text_parts, recipe.text_to_image_parts
+        return tuple(recipe.steps * recipe.batch_size * parts / sum(kinds) for parts in kinds)
+
+    for base in ("spark/unitoken-2", "spark/unitoken-codes"):
+        text, read, drawn = samples(base)
+        assert read == drawn
+        assert samples(f"{base}-read-only") == (text, read, 0) and samples(f"{base}-draw-only") == (text, 0, drawn)
+    text, read, drawn = samples("spark/unitoken-2")
+    assert samples("spark/unitoken-2-half-drawn") == (text, read, drawn / 2)
+    assert samples("spark/unitoken-2-fifth") == (text / 5, read / 5, drawn / 5)
+    assert samples("spark/unitoken-2-fifth-half-drawn") == (text / 5, read / 5, drawn / 10)
+    both = differences("spark/unitoken-2", "spark/unitoken-codes")
+    assert both.keys() == {"name", "model", "steps_before", "steps", "parts", "features_of_written"}
+    assert both["steps"] == sum(RECIPES[f"spark/unitoken-{stage}"]().steps for stage in (1, 2))
+
+
+def test_the_collapse_differs_in_the_rate_of_the_tower():
+    changed = differences("spark/unitoken-1", "spark/unitoken-collapse")
+    assert changed.pop("learning_rates") == {"tower": 50 * RECIPES["spark/unitoken-1"]().learning_rate}
+    assert changed.keys() == {"name", "steps", "sample_every"}
 
 
 def test_the_recipe_reaches_the_optimiser(tmp_path):
