@@ -65,6 +65,7 @@ def numbers_of(record, path=()):
 def two_results():
     """A measured result, and one of another model in which every number is another."""
     first = json.loads(RESULTS[0].read_text())
+    del first["drawing"]["seconds_per_image"]  # as of an older result
     kind = dict(zip(("changed", "stayed", "exact"), (0.5, 0.75, 0.25), strict=True))
     second = copy.deepcopy(first) | {"model": "folder/other-spark"}
     for path, value in numbers_of(first):
@@ -137,9 +138,3 @@ def test_command_line_fills_a_document(two_results, tmp_path, monkeypatch):
 def test_a_card_holds_the_measured_numbers(path):
     card = ROOT / "model_cards" / path.stem / "README.md"
     assert markdown([json.loads(path.read_text())]) in card.read_text(), "run eval.report for this card"
-
-
-def test_the_readme_holds_the_measured_numbers_of_all_models():
-    assert markdown([json.loads(path.read_text()) for path in RESULTS]) in (ROOT / "README.md").read_text(), (
-        "run eval.report README.md eval/results/*-spark.json"
-    )
