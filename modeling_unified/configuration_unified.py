@@ -88,7 +88,7 @@ _PATCHES = {"model_type": "unified_patch", "patch_size": 32, "num_codewords": 20
 _CHAMELEON_7B = {
     "model_type": "chameleon", "vocab_size": 65_536, "hidden_size": 4096, "intermediate_size": 11_008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 1e-5, "vocabulary_map": {},  # codes have their numbers from the codec
 }  # fmt: skip
 # Chameleon's VQ-GAN in the words of diffusers' VQModel (the paper speaks of 16,384 codes, its code has 8,192).
 _CHAMELEON_VQ = {

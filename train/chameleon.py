@@ -45,7 +45,7 @@ NAMED = {
 }  # fmt: skip
 LANGUAGE_MODEL, CODEC, TOWER_OF = "model.language_model.", "model.codec.vq.", "model.encoders.features.tower."
 # Weights that no checkpoint holds; the last are Chameleon's own encoder in the backbone, which is never called.
-NEW = ("model.encoders.features.projector.", "model.image_head.", LANGUAGE_MODEL + "vqmodel.")
+NEW = ("model.encoders.features.projector.", "model.image_head.")
 DECODER = (CODEC + "decoder.",)
 # taming-transformers -> diffusers; levels of the decoder are counted from the other end.
 RENAMED = {

@@ -194,7 +194,8 @@ def make_batches(
     """Batches of the recipe's samples that follow its last. Scenes are encoded where the cache does not hold them."""
     texts, _ = read_texts(DATA / "glosses.parquet", skip_bad_rows=False)
     mixture, _ = build_mixture(recipe, texts, model, cache, skip_bad_rows=False)
-    collate = Collator(processor, model.config.text_config.max_position_embeddings, recipe.supervise_features)
+    longest = model.config.text_config.max_position_embeddings
+    collate = Collator(processor, longest, recipe.supervise_features, recipe.features_of_written)
     batches = []
     for number in range(count):
         first = (recipe.steps + number) * recipe.batch_size

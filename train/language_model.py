@@ -124,7 +124,8 @@ def build_mixture(
         bad_scenes = scenes.bad_rows
         # Different seeds: reading and drawing go over the scenes in different orders.
         parts.append((SceneSource(scenes, recipe.seed + 1, image_to_text(recipe, show)), recipe.image_to_text_parts))
-        parts.append((SceneSource(scenes, recipe.seed + 2, text_to_image(recipe)), recipe.text_to_image_parts))
+        write = text_to_image(recipe, show if recipe.features_of_written else by_tokens)
+        parts.append((SceneSource(scenes, recipe.seed + 2, write), recipe.text_to_image_parts))
     if recipe.editing_parts:
         edits = [sample_edit(random.Random(f"edit/{recipe.seed}/{n}"), held_out) for n in range(recipe.edits)]
         rows = encode_scenes(

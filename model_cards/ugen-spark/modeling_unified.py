@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
@@ -79,7 +79,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     def __init__(self, config: UnifiedConfig):
         super().__init__(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = backbone(config.text_config)
         self.codec = CODECS[config.image_codec](config.codec_config).requires_grad_(False)
         self.encoders = nn.ModuleDict({name: ENCODERS[name](config) for name in config.image_inputs})
         self.image_head = HEADS[config.image_head](config)
@@ -244,6 +244,14 @@ class UnifiedModel(UnifiedPreTrainedModel):
         """Where the embedding of a placeholder stands, bool [B, T]."""
         ids = torch.tensor(token_id, device=embeds_BTH.device)
         return (embeds_BTH == self.get_input_embeddings()(ids)).all(-1)  # the module: Gemma's scales its rows
+
+
+def backbone(text_config: PreTrainedConfig) -> PreTrainedModel:
+    """The language model alone: Chameleon's holds the encoder of its VQ-GAN too, whose work the codec does here."""
+    model = AutoModel.from_config(text_config)
+    if hasattr(model, "vqmodel"):
+        del model.vqmodel
+    return model
 
 
 def images_of_sizes(pixels_RCHW: torch.Tensor | None, sizes_R2: torch.Tensor | None) -> list[torch.Tensor] | None:

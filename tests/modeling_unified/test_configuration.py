@@ -51,6 +51,20 @@ def test_unifluid_is_described_at_the_sizes_of_the_paper():
     assert len(model.model.image_head.net.blocks) == 6 and model.model.image_head.net.width == 1024
 
 
+def test_unitoken_at_the_papers_sizes():
+    """Chameleon-7B without the encoder of its VQ-GAN, SigLIP so400m at 384 pixels, codes inside the vocabulary."""
+    config = UnifiedConfig.for_paradigm("unitoken")
+    with torch.device("meta"):
+        model = UnifiedForConditionalGeneration(config)
+    features = model.model.encoders["features"]
+    assert count(model.model.language_model) == 6_745_231_360 and count(model.lm_head) == 65_536 * 4096
+    assert count(model.model.codec) == 68_718_467 and count(features.tower) == 412_987_248
+    assert count(features.projector) == (1152 + 1) * 4096 + (4096 + 1) * 4096
+    assert (config.code_offset, config.num_codes) == (4, 8192)
+    assert len(model.model.image_order.script((32, 32))) == 1060 - 2  # without [SOI] and [EOI]
+    assert features.num_tokens(768, 768) == 729 + 54 * 54
+
+
 def test_every_row_of_the_table_names_one_choice_on_each_axis():
     for row in PARADIGMS.values():
         assert PARTS.keys() <= row.keys() and isinstance(row["image_inputs"], list)

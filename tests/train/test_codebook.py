@@ -594,7 +594,7 @@ def test_recipes_are_the_papers_ablation():
     assert not (plain.position_strength or plain.drop_repeats or plain.delta or plain.samples_per_bin)
     assert full.position_strength == position.position_strength > 0
     assert full.drop_repeats and full.delta and full.alpha and full.samples_per_bin
-    assert (spark.patch_size, spark.num_codewords, spark.images) == (8, 4096, "spark")
+    assert (spark.patch_size, spark.num_codewords, spark.images) == (8, 8192, "spark")
 
 
 def test_spark_images_are_those_of_the_codecs_and_held_out_drawings_are_others(monkeypatch):

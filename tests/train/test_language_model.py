@@ -10,8 +10,9 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import train.language_model
 from modeling_unified import KLCodec, KLCodecConfig, PatchCodec, PatchCodecConfig, VQCodec, VQCodecConfig
+from modeling_unified.configuration_unified import PARADIGMS
 from train.language_model import train_language_model
-from train.recipes import LAMBDAS, RECIPES
+from train.recipes import LAMBDAS, RECIPES, UNITOKEN_STUDIES
 from train.scenes import Drawings, render
 from train.trainer import parts_of_like_length
 
@@ -19,9 +20,10 @@ TINY = {"micro_batches": 1, "bf16": False, "attention": "sdpa", "warmup_steps": 
 TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}  # fmt: skip
 BLOCKS = {"block_out_channels": [8] * 4, "norm_num_groups": 4, "mid_block_add_attention": False}
-STUDIES = [name for name in RECIPES if name.startswith(("spark/unifluid", "spark/ugen", "spark/uvu"))]
-# The sweep of one number: its ends are tried always, all of it among the slow tests.
-MIDDLE = [f"spark/unifluid-lambda-{weight:g}" for weight in LAMBDAS[1:-1]]
+STUDIES = [name for name in RECIPES if name.startswith(("spark/unifluid", "spark/ugen", "spark/uvu", "spark/unitoken"))]
+# The sweep of one number: its ends are tried always, all of it among the slow tests. Recipes that differ in shares of
+# data alone are among these too.
+MIDDLE = [f"spark/unifluid-lambda-{weight:g}" for weight in LAMBDAS[1:-1]] + list(UNITOKEN_STUDIES)
 STUDIES = [pytest.param(name, marks=pytest.mark.slow) if name in MIDDLE else name for name in STUDIES]
 
 
@@ -51,8 +53,10 @@ def tiny(name: str, folder) -> object:
     small["model"] = recipe.model and str(folder / recipe.model.replace("runs/", "spark-"))
     small |= {"steps": 2, "batch_size": 12, "save_every": 2}
     if recipe.parts:
-        tower = recipe.parts["vision_config"] | {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-        small["parts"] = recipe.parts | {"vision_config": tower, "diffusion_width": 16, "diffusion_depth": 1}
+        small["parts"] = recipe.parts | {"diffusion_width": 16, "diffusion_depth": 1}
+    if recipe.parts.get("vision_config"):
+        narrow = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+        small["parts"]["vision_config"] = recipe.parts["vision_config"] | narrow
     return replace(recipe, **TINY | small)
 
 
@@ -68,7 +72,7 @@ def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
     assert record["steps"] == 2 and record["recipe"]["name"] == name
     model, processor = AutoModelForMultimodalLM.from_pretrained(output), AutoProcessor.from_pretrained(output)
     assert processor.image_inputs == model.config.image_inputs
-    own_order = "random" if recipe.paradigm == "unifluid" else "raster"
+    own_order = PARADIGMS[recipe.paradigm]["image_order"]
     assert model.config.image_order == recipe.parts.get("image_order", own_order)
     state = json.loads((output / "checkpoint-2/trainer_state.json").read_text())
     logged = {key for row in state["log_history"] for key in row}
@@ -78,6 +82,8 @@ def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
     assert ("image_loss" in logged) == bool(draws)
     assert ("image_perplexity" in logged) == bool(draws and model.config.num_codes)
     assert ("balance_kept" in logged) == (recipe.supervised_ratio is not None)
+    looks = recipe.image_to_text_parts or recipe.editing_parts or recipe.features_of_written
+    assert ("tower_rank" in logged) == ("features" in model.config.image_inputs and bool(looks))
     if recipe.editing_parts:
         edits_read = [p for p in output.parent.joinpath("cache").iterdir() if p.name.endswith("-12")]
         assert edits_read, "six edits are twelve scenes"
