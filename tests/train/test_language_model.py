@@ -60,14 +60,19 @@ def tiny(name: str, folder) -> object:
     return replace(recipe, **TINY | small)
 
 
+def run(recipe, output: Path) -> None:
+    """Trains it, unless that has been done, after the runs that it goes on from."""
+    before = recipe.model and Path(recipe.model)
+    if before:
+        run(tiny(before.name.replace("spark-", "spark/"), before.parent), before)
+    if not output.exists():
+        assert train_language_model(recipe, output)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_recipe_runs_from_data_to_a_saved_model(name, parts_of_a_run):
     recipe, output = tiny(name, parts_of_a_run), parts_of_a_run / name.replace("/", "-")
-    before = recipe.model and Path(recipe.model)
-    if before and not before.exists():
-        assert train_language_model(tiny(before.name.replace("spark-", "spark/"), parts_of_a_run), before)
-    if not output.exists():  # else a recipe that goes on from this one has come first
-        assert train_language_model(recipe, output)
+    run(recipe, output)
     record = json.loads((output / "training.json").read_text())
     assert record["steps"] == 2 and record["recipe"]["name"] == name
     model, processor = AutoModelForMultimodalLM.from_pretrained(output), AutoProcessor.from_pretrained(output)
