@@ -11,7 +11,6 @@ benchmarks/results/codebook.png. About five minutes on a core.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+
+from benchmarks.hardware import hardware
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -119,17 +120,6 @@ def draw(results: list[dict[str, Any]], codewords: int, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def hardware(threads: int) -> dict[str, Any]:
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads_of_a_process": threads,
-        "load_before": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patches", nargs="+", type=int, default=[16_384, 65_536, 262_144])
@@ -138,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     record = {
         "command": " ".join(["python -m benchmarks.codebook", *sys.argv[1:]]),
-        "hardware": hardware(arguments.threads),
+        "hardware": hardware(threads_of_a_process=arguments.threads),
         "packages": {name: version(name) for name in ("torch", "faiss-cpu", "numpy", "pillow")},
         "setting": f"{PATCH}x{PATCH} pixels a patch, {ROUNDS} rounds of about {SAMPLE} patches, all steps of the paper",
         "results": [],

@@ -27,7 +27,8 @@ import faiss
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.codebook import RESULTS, hardware
+from benchmarks.codebook import RESULTS
+from benchmarks.hardware import hardware
 from train.clustering import INDICES, Nearest, features
 from train.patches import PatchSource
 from train.recipes import photo_patch
@@ -95,7 +96,7 @@ def main() -> None:
     faiss.omp_set_num_threads(arguments.threads)
     record = {
         "command": " ".join(["python -m benchmarks.codeword_search", *sys.argv[1:]]),
-        "hardware": hardware(arguments.threads),
+        "hardware": hardware(threads_of_a_process=arguments.threads),
         "packages": {name: version(name) for name in ("faiss-cpu", "numpy", "pillow")},
         "setting": f"{PATCHES} held-out patches looked up, median of {REPEATS} times",
         "results": [],

@@ -12,8 +12,6 @@ N rows (images drawn at once), H hidden size, D numbers of a token, W width, S s
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.hardware import hardware
 from modeling_unified.configuration_unified import UnifiedConfig
 from modeling_unified.diffusion_unified import noising_chain
 from modeling_unified.heads_unified import DiffusionHead
@@ -166,17 +165,6 @@ def measure(width: int, depth: int, rows: int, steps: int, repeats: int) -> dict
     }
 
 
-def hardware() -> dict[str, Any]:
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_before": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["256x3", "1024x6"], help="width x depth of the head")
@@ -187,7 +175,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     record = {
         "command": " ".join(["python -m benchmarks.diffusion_head", *sys.argv[1:]]),
-        "hardware": hardware(),
+        "hardware": hardware(threads=torch.get_num_threads()),
         "packages": {name: version(name) for name in ("torch", "transformers")},
         "setting": f"float32, tokens of 16 numbers, {arguments.steps} steps, guidance 3",
         "repeats": arguments.repeats,

@@ -25,8 +25,6 @@ N positions, H hidden size, V vocabulary.
 import argparse
 import json
 import math
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -42,6 +40,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
+from benchmarks.hardware import hardware
 from modeling_unified import language_head_unified
 from modeling_unified.language_head_unified import LanguageHead, token_losses
 
@@ -204,17 +203,6 @@ def show(row: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def hardware(threads: int) -> dict[str, Any]:
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_before": [round(load, 1) for load in os.getloadavg()],
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("text", 151_936), ("codes", 200_000), ("hidden", 2048), ("positions", 2048)):
@@ -232,7 +220,7 @@ def main() -> None:
     fitting = asked | {"positions": positions_that_fit(asked)}
     record = {
         "command": " ".join(["python -m benchmarks.vocabulary_loss", *sys.argv[1:]]),
-        "hardware": hardware(arguments.threads),
+        "hardware": hardware(threads=arguments.threads),
         "packages": {name: version(name) for name in ("torch", "transformers")},
         "setting": "float32; a step is the losses, the gradient of the hidden states and that of the matrix",
         "repeats": arguments.repeats,
