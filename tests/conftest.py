@@ -202,7 +202,6 @@ def tiny_model(tiny_config):
 @pytest.fixture(scope="session")
 def make_tiny_processor(trained_tokenizer, tokenizer_with_lines):
     from processing_unified import UnifiedImageProcessor, UnifiedProcessor
-    from train.initialise import LINES
 
     def make(config=None):
         """For a model of `config`; by default one that reads codes."""
@@ -220,7 +219,7 @@ def make_tiny_processor(trained_tokenizer, tokenizer_with_lines):
             feature_stride=config.feature_stride,
             max_features=64 if any_size else None,
             feature_tiles=config.feature_tiles,
-            image_lines={name: getattr(config, name) for name in LINES} if lines else None,
+            image_lines=config.image_lines,
             sep_token_id=config.sep_token_id,
         )
 

@@ -18,8 +18,6 @@ from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
 from train.recipes import LanguageModelRecipe
 
-LINES = ("newline_token_id", "size_token_offset", "size_token_unit", "max_image_side")  # fields of the config
-
 
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
     """A model as the recipe says, with the trained parts of the folders it names. Without a codec no code is active."""
@@ -105,7 +103,7 @@ def build_processor(
         feature_stride=config.feature_stride,
         max_features=max_features,
         feature_tiles=config.feature_tiles,
-        image_lines={name: getattr(config, name) for name in LINES} if config.image_order == "lines" else None,
+        image_lines=config.image_lines,
         sep_token_id=config.sep_token_id,
     )
 

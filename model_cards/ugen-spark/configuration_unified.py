@@ -548,6 +548,14 @@ class UnifiedConfig(PreTrainedConfig):
         return self.vision_config and self.vision_config.patch_size * self.spatial_merge_size
 
     @property
+    def image_lines(self) -> dict[str, int] | None:
+        """What a processor is told of the ids between slots; None where nothing stands between them."""
+        if self.image_order != "lines":
+            return None
+        names = ("newline_token_id", "size_token_offset", "size_token_unit", "max_image_side")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def feature_tiles(self) -> dict[str, Any] | None:
         """What a processor is told of tiles; None where images are not cut."""
         if self.tile_grids is None:

@@ -32,7 +32,6 @@ class Request:
     mode: str
     grid: tuple[int, int]  # rows and columns of image tokens
     script_S: torch.Tensor  # ids between [SOI] and [EOI]
-    slot: int  # the id in it that stands for an image token
     sampling: dict[str, Any]  # of image tokens, as the image head takes it
     generators: list[torch.Generator] | None  # one for each row
     order_BL: torch.Tensor  # in what order the places of an image are filled
@@ -87,7 +86,7 @@ class Decoding:
         self.order_BL = request.order_BL
         # Of each step: whether an image token is drawn, and how many were before. The last entries are those of a whole
         # image and, by the index -1, of a row that writes.
-        self.draws_S = F.pad(request.script_S == request.slot, (0, 1))
+        self.draws_S = F.pad(request.script_S == model.config.image_token_id, (0, 1))
         self.drawn_S = self.draws_S.cumsum(0) - self.draws_S.long()
         self.fed_RTH = model.model.embed(run_RT, images=images)
         self.fed_RTH[:, -1:] = self._with_places(self.fed_RTH[:, -1:], torch.zeros_like(self.finished_B))

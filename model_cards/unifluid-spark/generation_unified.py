@@ -160,7 +160,6 @@ class UnifiedGenerationMixin(GenerationMixin):
             mode=mode,
             grid=grid,
             script_S=self.model.image_order.script(grid).to(self.device),
-            slot=self.config.image_token_id,
             sampling=self._image_sampling(mode, guidance_scale, image_sampling, kwargs),
             generators=generators,
             order_BL=self._image_order(image_order, rows, grid[0] * grid[1], generators),
@@ -177,8 +176,8 @@ class UnifiedGenerationMixin(GenerationMixin):
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             # transformers allows several rows of a prompt only where it knows that they are sampled.
             kwargs = {**kwargs, "do_sample": request.sampling.get("do_sample", True)}
-            kwargs |= {"max_new_tokens": len(request.script_S) + 1, "max_length": None, "min_new_tokens": None}
-        room = self._room(input_ids.shape[1], needed=len(request.script_S) + 1 if mode == "image" else 1)
+            kwargs |= {"max_new_tokens": request.steps + 1, "max_length": None, "min_new_tokens": None}
+        room = self._room(input_ids.shape[1], needed=request.steps + 1 if mode == "image" else 1)
         if mode == "interleaved" and not {"max_new_tokens", "max_length", "generation_config"} & kwargs.keys():
             kwargs["max_new_tokens"] = room
 

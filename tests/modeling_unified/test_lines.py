@@ -40,7 +40,7 @@ def test_the_script_is_sizes_rows_and_newlines_for_the_model_as_for_the_processo
     line = [slot] * columns + [config.newline_token_id]
     expected = [first + rows, first + columns, *line * rows]  # a unit of 2 pixels, as the codec's stride
     assert model.model.image_order.script(grid).tolist() == expected
-    lines = Lines(*(getattr(config, name) for name in Lines._fields))
+    lines = Lines(**config.image_lines)
     assert image_script(grid, config.codec_config.stride, slot, lines) == expected
 
 
