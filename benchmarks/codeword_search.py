@@ -31,7 +31,7 @@ from benchmarks.codebook import RESULTS
 from benchmarks.hardware import hardware
 from train.clustering import INDICES, Nearest, features
 from train.patches import PatchSource
-from train.recipes import photo_patch
+from train.recipes import photo
 
 PATCHES = 1024  # looked up each time
 REPEATS = 5
@@ -102,7 +102,7 @@ def main() -> None:
         "results": [],
     }
     recipe = replace(
-        photo_patch(), images=arguments.images, num_codewords=max(arguments.codewords), held_out_patches=PATCHES
+        photo.patch(), images=arguments.images, num_codewords=max(arguments.codewords), held_out_patches=PATCHES
     )
     survey = PatchSource(recipe).survey()
     centres_KD, patches_ND = (features(part, recipe.position_strength) for part in (survey.first, survey.held_out))

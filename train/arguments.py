@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from train.recipes import Recipe
+from train.recipes.kinds import Recipe
 
 
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:

@@ -28,7 +28,7 @@ import torch
 
 from train import ranks
 from train.patches import Patches, chance, keys
-from train.recipes import CodebookRecipe
+from train.recipes.kinds import CodebookRecipe
 
 CHUNK = 4096  # patches that stand in float32 at once: 50 MB at 3,072 numbers
 DISTANCE_DECIMALS = 5  # UVU

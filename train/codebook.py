@@ -43,7 +43,8 @@ from train import ranks
 from train.clustering import INDICES, Clusters, Nearest, Round, assign, to_unit
 from train.codebook_report import draw_codebook, forecast, judge
 from train.patches import Patches, PatchSource, Survey
-from train.recipes import CODEBOOKS, CodebookRecipe
+from train.recipes import CODEBOOKS
+from train.recipes.kinds import CodebookRecipe
 
 PACKAGES = ("faiss-cpu", "safetensors", "pillow")  # beside those of every run
 COUNTS = ("images", "patches", "pixels_left_out")  # of a survey

@@ -15,7 +15,7 @@ from PIL import Image
 
 from train.clustering import PROBES, Nearest, assign, distances, to_unit
 from train.patches import CHANNELS, Patches, cut
-from train.recipes import CodebookRecipe
+from train.recipes.kinds import CodebookRecipe
 
 PAPER = {"patches": 2_000_000_000, "patches_per_round": 20_000_000, "num_codewords": 200_000, "patch_size": 32}
 PICTURE_IMAGES, PICTURE_SIDE, PICTURE_CODEWORDS = 6, 256, 48

@@ -26,7 +26,7 @@ from train.arguments import has_bfloat16, training_arguments
 from train.checkpoints import ResumableTrainer
 from train.codes import to_pixels, training_scene
 from train.progress import StopOnSignal
-from train.recipes import CodecRecipe, KLCodecRecipe, VQCodecRecipe
+from train.recipes.kinds import CodecRecipe, KLCodecRecipe, VQCodecRecipe
 from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, Drawings, HeldOut, render
 

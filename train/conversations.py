@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from train.recipes import LanguageModelRecipe
+from train.recipes.kinds import LanguageModelRecipe
 from train.scenes import Scene, describe, questions
 
 Conversation = list[dict[str, Any]]

@@ -51,7 +51,8 @@ from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
 from train.balance import LongTailBalance
 from train.language_model import build_mixture, read_texts
-from train.recipes import RECIPES, LanguageModelRecipe
+from train.recipes import RECIPES
+from train.recipes.kinds import LanguageModelRecipe
 from train.record import PACKAGES, write_json
 from train.scenes import DATA
 from train.trainer import Collator

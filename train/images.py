@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from train.recipes import spark_vq
+from train.recipes import spark
 
 SPARK_IMAGES = 10_000
 
@@ -102,7 +102,7 @@ class SparkImages:
     def __init__(self, seed: int):
         from train.codec import CodecImages  # it decodes thousands of drawings
 
-        self.images = CodecImages(replace(spark_vq(), seed=seed))
+        self.images = CodecImages(replace(spark.vq(), seed=seed))
 
     def __iter__(self) -> Iterator[NamedImage]:
         return ((f"scene {number}", partial(self.images.image, number)) for number in range(SPARK_IMAGES))

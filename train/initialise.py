@@ -16,7 +16,7 @@ from modeling_unified.configuration_unified import PARADIGMS, CodecConfig, Unifi
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.image_processing_unified import UnifiedImageProcessor
 from processing_unified.processing_unified import UnifiedProcessor
-from train.recipes import LanguageModelRecipe
+from train.recipes.kinds import LanguageModelRecipe
 
 
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:

@@ -30,7 +30,7 @@ from train.initialise import build_model, build_processor, trained_folder
 from train.mixture import EditSource, Mixture, SceneSource, TextSource, readable_rows
 from train.parts import choose_trained
 from train.progress import Pictures, StopOnSignal
-from train.recipes import LanguageModelRecipe
+from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.tokenizer import train_tokenizer

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from train import ranks
 from train.images import NamedImage, open_images
-from train.recipes import CodebookRecipe
+from train.recipes.kinds import CodebookRecipe
 
 CHANNELS = 3
 PLACES = 1 << 24  # patches that an image may have at all scales together: 131,072 pixels squared at a patch of 32

@@ -1,6 +1,6 @@
 """The one command that trains: `python -m train.run --recipe spark/ugen --output runs/ugen [--resume]`.
 
-Everything about a run stands in its recipe (`train/recipes.py`); the flags say only where and how far.
+Everything about a run stands in its recipe (`train/recipes/`); the flags say only where and how far.
 """
 
 import argparse
@@ -8,7 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from train.recipes import RECIPES, LanguageModelRecipe
+from train.recipes import RECIPES
+from train.recipes.kinds import LanguageModelRecipe
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,12 +28,12 @@ def make_trainer(tiny_model, tiny_processor, scenes):
     from train.conversations import image_to_text, text_to_image
     from train.language_model import build_trainer
     from train.mixture import Mixture, SceneSource, TextSource
-    from train.recipes import spark_ugen
+    from train.recipes import spark
 
     def make(folder, **fields):
         defaults = {"steps": 6, "batch_size": 10, "steps_per_code": 0.25, "warmup_steps": 1, "log_every": 1}
         defaults |= {"save_every": 3, "bf16": False, "attention": "sdpa", "questions_per_scene": 1}
-        recipe = replace(spark_ugen(), **defaults | fields)
+        recipe = replace(spark.ugen(), **defaults | fields)
         sources = (
             TextSource([f"word {n}: meaning" for n in range(50)], recipe.seed, characters=40),
             SceneSource(scenes, recipe.seed + 1, image_to_text(recipe)),

@@ -32,7 +32,8 @@ from train.codebook import Build, build_codebook, main, parser, run_rounds, surv
 from train.codebook_report import comparisons, forecast, judge
 from train.images import DatasetImages, open_images
 from train.patches import PLACES, Lowest, Patches, PatchSource, PatchStream, chance, cut, keys
-from train.recipes import CODEBOOKS, CodebookRecipe
+from train.recipes import CODEBOOKS
+from train.recipes.kinds import CodebookRecipe
 
 ROOT = Path(__file__).parents[2]
 SIDE = 4
@@ -390,7 +391,7 @@ import dataclasses, json, pathlib, sys
 from train import ranks
 from train.codebook import run_rounds, survey
 from train.patches import PatchSource
-from train.recipes import CodebookRecipe
+from train.recipes.kinds import CodebookRecipe
 
 ranks.join()
 fields = json.loads(sys.argv[1])

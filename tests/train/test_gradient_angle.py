@@ -15,7 +15,7 @@ from processing_unified import UnifiedProcessor
 from train.balance import LongTailBalance
 from train.gradient_angle import cosines, main, make_batches, measure, origin, weight_groups
 from train.initialise import build_model, build_processor
-from train.recipes import spark_uvu
+from train.recipes import spark
 from train.record import to_json, write_json
 
 PARADIGMS = ("ugen", "unifluid", "uvu")
@@ -178,7 +178,7 @@ def make_run(tmp_path, tiny_tokenizer, monkeypatch):
     PatchCodec(PatchCodecConfig(patch_size=8, num_codewords=40)).save_pretrained(tmp_path / "patch")
 
     def make(name, **fields):
-        recipe = spark_uvu()
+        recipe = spark.uvu()
         parts = recipe.parts | {"vision_config": recipe.parts["vision_config"] | TOWER}
         small = {"text_config": TEXT, "parts": parts, "text_model": None, "codec": str(tmp_path / "patch")}
         small |= {"scenes": 6, "batch_size": 10, "steps": 12, "questions_per_scene": 1}

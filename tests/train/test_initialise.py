@@ -8,7 +8,7 @@ import torch
 from modeling_unified.configuration_unified import VQCodecConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.initialise import build_config, build_model, copy_text_model
-from train.recipes import spark_text, spark_ugen
+from train.recipes import spark
 
 SHAPE = {
     "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -21,7 +21,7 @@ def recipe(tiny_tokenizer, tiny_codec, tmp_path):
     """A recipe whose text model (made with another number of codes) and codec lie in folders."""
     text = UnifiedForConditionalGeneration(
         build_config(
-            replace(spark_text(), text_config=SHAPE, image_size=8),
+            replace(spark.text(), text_config=SHAPE, image_size=8),
             tiny_tokenizer,
             VQCodecConfig(**{**tiny_codec.config.to_dict(), "num_vq_embeddings": 40}),
         )
@@ -29,7 +29,7 @@ def recipe(tiny_tokenizer, tiny_codec, tmp_path):
     text.save_pretrained(tmp_path / "text")
     tiny_codec.save_pretrained(tmp_path / "vq")
     folders = {"text_model": str(tmp_path / "text"), "codec": str(tmp_path / "vq")}
-    return replace(spark_ugen(), text_config=SHAPE, image_size=8, **folders)
+    return replace(spark.ugen(), text_config=SHAPE, image_size=8, **folders)
 
 
 def test_backbone_and_text_rows_come_from_the_text_model(recipe, tiny_tokenizer):
@@ -53,7 +53,7 @@ def test_the_codec_comes_from_its_folder(recipe, tiny_tokenizer, tiny_codec):
 
 
 def test_without_a_codec_no_code_is_active(tiny_tokenizer):
-    model = build_model(replace(spark_text(), text_config=SHAPE), tiny_tokenizer)
+    model = build_model(replace(spark.text(), text_config=SHAPE), tiny_tokenizer)
     assert not bool(model.model.image_head.active_codes.any())
 
 

@@ -12,7 +12,8 @@ import train.language_model
 from modeling_unified import KLCodec, KLCodecConfig, PatchCodec, PatchCodecConfig, VQCodec, VQCodecConfig
 from modeling_unified.configuration_unified import PARADIGMS
 from train.language_model import train_language_model
-from train.recipes import LAMBDAS, RECIPES, UNITOKEN_STUDIES
+from train.recipes import RECIPES
+from train.recipes.studies import LAMBDAS, UNITOKEN_STUDIES
 from train.scenes import Drawings, render
 from train.trainer import parts_of_like_length
 

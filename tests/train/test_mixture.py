@@ -7,7 +7,7 @@ import pytest
 
 from train.conversations import falls_due, image_to_text, text_to_image
 from train.mixture import Mixture, SceneSource, Shuffle, TextSource, pack_pages, readable_rows
-from train.recipes import spark_ugen
+from train.recipes import spark
 
 TEXT, READ, DRAW = range(3)
 
@@ -15,7 +15,7 @@ TEXT, READ, DRAW = range(3)
 @pytest.fixture
 def make_mixture(scenes):
     def make(length: int = 1000, seed: int = 0, recipe=None, first: int = 0) -> Mixture:
-        recipe = recipe or spark_ugen()
+        recipe = recipe or spark.ugen()
         sources = (
             TextSource([f"word {n}: meaning" for n in range(50)], seed, characters=40),
             SceneSource(scenes, seed + 1, image_to_text(recipe)),
@@ -86,7 +86,7 @@ def test_reading_alternates_captions_and_questions(make_mixture):
 
 
 def test_questions_per_scene_are_all_about_the_image_in_front(make_mixture):
-    mixture = make_mixture(400, recipe=replace(spark_ugen(), question_share=1.0, questions_per_scene=2))
+    mixture = make_mixture(400, recipe=replace(spark.ugen(), question_share=1.0, questions_per_scene=2))
     for conversation in (mixture[i]["conversation"] for i in range(400)):
         if kind_of(conversation) == READ:
             assert [turn["role"] for turn in conversation] == ["user", "assistant"] * 2
@@ -100,7 +100,7 @@ def test_a_tenth_of_the_drawings_has_no_prompt(make_mixture):
 
 
 def test_a_scene_met_again_gets_other_words(make_mixture, scenes):
-    source = SceneSource(scenes, 3, text_to_image(replace(spark_ugen(), drop_prompt_share=0.0)))
+    source = SceneSource(scenes, 3, text_to_image(replace(spark.ugen(), drop_prompt_share=0.0)))
     prompts = {row: set() for row in range(len(scenes))}
     for number in range(240):
         prompts[source.order[number]].add(source[number][0]["content"][0]["text"])

@@ -33,14 +33,14 @@ def make_stage(make_model, make_tiny_processor, make_image, scenes):
     from train.conversations import image, image_to_text, text_to_image
     from train.language_model import build_trainer
     from train.mixture import Mixture, SceneSource
-    from train.recipes import spark_ugen
+    from train.recipes import spark
 
     model = make_model("unitoken")
 
     def make(folder, **fields):
         defaults = {"steps": 2, "batch_size": 4, "steps_per_code": None, "warmup_steps": 0, "log_every": 1}
         defaults |= {"save_every": 1, "bf16": False, "attention": "sdpa", "question_share": 0.0}
-        recipe = replace(spark_ugen(), **defaults | fields)
+        recipe = replace(spark.ugen(), **defaults | fields)
         sources = {"image_to_text_parts": image_to_text(recipe, lambda scene, tokens: image(tokens, make_image(0)))}
         sources |= {"text_to_image_parts": text_to_image(recipe)}
         parts = [(SceneSource(scenes, 0, write), 1) for name, write in sources.items() if getattr(recipe, name)]

@@ -10,7 +10,8 @@ from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.arguments import training_arguments
 from train.language_model import build_trainer
 from train.mixture import Mixture, TextSource
-from train.recipes import RECIPES, LanguageModelRecipe
+from train.recipes import RECIPES
+from train.recipes.kinds import LanguageModelRecipe
 from train.record import open_run, to_json
 from train.run import parser
 

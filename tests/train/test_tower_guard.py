@@ -114,14 +114,14 @@ def run_stage(make_tiny_config, make_tiny_processor, make_image, scenes, tmp_pat
     from train.conversations import image, image_to_text
     from train.language_model import build_trainer
     from train.mixture import Mixture, SceneSource
-    from train.recipes import spark_unitoken_1
+    from train.recipes import spark
 
     config = make_tiny_config("unitoken")
     picture = {scene: make_image(number) for number, (scene, _) in enumerate(scenes)}
 
     def run(rate, seed):
         recipe = replace(
-            spark_unitoken_1(), steps=10, batch_size=8, log_every=2, save_every=99, bf16=False, attention="sdpa",
+            spark.unitoken_1(), steps=10, batch_size=8, log_every=2, save_every=99, bf16=False, attention="sdpa",
             warmup_steps=0, seed=seed, learning_rates={"tower": rate},
         )  # fmt: skip
         write = image_to_text(recipe, lambda scene, tokens: image(tokens, picture[scene]))
