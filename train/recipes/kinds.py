@@ -103,6 +103,32 @@ class CodebookRecipe:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One kind of data in a mixture, by what the user calls it."""
+
+    name: str
+    parts: int  # samples of each block of the mixture
+    form: str = "conversations"  # how its rows are written, in the words of `train.formats`
+    path: str | None = None  # Hub id, folder of images, or files of Parquet, JSON or JSON lines; None: the user names it
+    split: str = "train"
+    revision: str | None = None  # of a Hub id: a commit, branch or tag
+    images: str | None = None  # folder that the paths of images are relative to
+    streaming: bool = False  # read as it comes, for what a disk does not hold
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters beside frozen weights. Our choices: no paper of the four uses them."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    modules_to_save: tuple[str, ...] = ()  # parts that are trained whole and stored beside the adapters
+    new_rows: bool = False  # rows of the image codes and of tokens that the text model did not have are trained too
+
+
+@dataclass(frozen=True)
 class LanguageModelRecipe(Recipe):
     """Training of a unified model. Our choices unless a source is named."""
 
