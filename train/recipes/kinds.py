@@ -109,7 +109,7 @@ class Source:
     name: str
     parts: int  # samples of each block of the mixture
     form: str = "conversations"  # how its rows are written, in the words of `train.formats`
-    path: str | None = None  # Hub id, folder of images, or files of Parquet, JSON or JSON lines; None: the user names it
+    path: str | None = None  # Hub id, folder of images, files of Parquet, JSON or JSON lines; None: the user names it
     split: str = "train"
     revision: str | None = None  # of a Hub id: a commit, branch or tag
     images: str | None = None  # folder that the paths of images are relative to
