@@ -1,0 +1,121 @@
+"""Packed samples are what they are alone: same hidden states, same losses, and hardly any padding."""
+
+import pytest
+import torch
+
+from train.conversations import assistant, image, text, user
+from train.packing import arrange, pack, samples_of_entries
+
+ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
+LONGEST = 128
+
+
+@pytest.fixture(params=ROWS)
+def batch(request, make_tiny_config, make_tiny_processor, make_image):
+    """A model with predictions that differ from place to place, and samples of every task as one batch of it."""
+    from modeling_unified import UnifiedForConditionalGeneration
+
+    config = make_tiny_config(request.param, **ROWS[request.param])
+    config.text_config.initializer_range = 0.2
+    torch.manual_seed(0)
+    model, processor = UnifiedForConditionalGeneration(config).eval(), make_tiny_processor(config)
+
+    def picture(seed: int, height: int = 8, width: int = 8) -> dict:
+        pixels = make_image(seed, height, width)
+        tokens = model.encode_images(processor.image_processor(pixels, return_tensors="pt")["pixel_values"])[0]
+        return image(tokens, pixels)
+
+    conversations = [
+        [assistant(text("two cats"))],
+        [user(picture(1, 8, 6)), assistant(text("a red heart"))],
+        [user(text("a pizza")), assistant(picture(2))],
+        [user(picture(3), picture(4, 4, 8), text("how many?")), assistant(text("one"))],
+        [user(picture(5), text("a blue cat")), assistant(picture(6))],
+        [assistant(text("three apples")), assistant(text("a cat"))],
+    ]
+    inputs = dict(processor.encode_conversations(conversations, supervise_features=request.param == "uvu"))
+    if config.image_order == "random":
+        count, length = inputs["image_tokens"].shape[:2]
+        inputs["image_orders"] = torch.stack([torch.randperm(length) for _ in range(count)])
+    return model, inputs
+
+
+def hidden_of_samples(model, inputs: dict) -> torch.Tensor:
+    named = {key: value for key, value in inputs.items() if key not in ("labels", "feature_tokens")}
+    return model.model(**named).last_hidden_state
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_samples_alone(batch):
+    model, inputs = batch
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    alone_BTH = hidden_of_samples(model, inputs)
+    packed = pack(inputs, model, LONGEST)
+    packed_PTH = hidden_of_samples(model, packed)
+    rows = arrange(lengths, LONGEST)
+    assert 1 < len(rows) < len(lengths)
+    for row, samples in enumerate(rows):
+        start = 0
+        for sample in samples:
+            stop = start + lengths[sample]
+            assert torch.equal(packed["input_ids"][row, start:stop], inputs["input_ids"][sample, : lengths[sample]])
+            expected_TH = alone_BTH[sample, : lengths[sample]]
+            torch.testing.assert_close(packed_PTH[row, start:stop], expected_TH, rtol=1e-4, atol=1e-4)
+            start = stop
+
+
+def test_losses_and_gradients_are_those_of_the_samples_alone(batch):
+    model, inputs = batch
+    codes = model.config.num_codes > 0  # the loss of vectors is of noise drawn anew in each call
+    results = []
+    for given in (inputs, pack(inputs, model, LONGEST)):
+        model.zero_grad()
+        outputs = model(**given)
+        (outputs.text_loss.sum() + (outputs.image_loss.sum() if codes else 0)).backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append((outputs.text_loss, outputs.image_loss, gradients))
+    (text_N, image_N, alone), (packed_text_N, packed_image_N, packed) = results
+    torch.testing.assert_close(packed_text_N.sort()[0], text_N.sort()[0], rtol=1e-4, atol=1e-4)
+    assert len(packed_image_N) == len(image_N) > 0
+    if codes:
+        torch.testing.assert_close(packed_image_N.sort()[0], image_N.sort()[0], rtol=1e-4, atol=1e-4)
+    assert alone.keys() == packed.keys()
+    largest = max(gradient.abs().max() for gradient in alone.values())
+    for name, gradient in alone.items():
+        scale = gradient.abs().max().clamp(min=1e-3 * largest)  # a key's bias has none but rounding
+        torch.testing.assert_close(packed[name] / scale, gradient / scale, rtol=0, atol=1e-4, msg=name)
+
+
+def test_entries_follow_their_samples(batch):
+    model, inputs = batch
+    before, packed = samples_of_entries(inputs, model), pack(inputs, model, LONGEST)
+    order = [sample for row in arrange(inputs["attention_mask"].sum(1).tolist(), LONGEST) for sample in row]
+    assert order != sorted(order), "samples that stay in order prove nothing"
+    for name, sample_N in before.items():
+        chosen = [entry for sample in order for entry in range(len(sample_N)) if sample_N[entry] == sample]
+        assert torch.equal(packed[name], inputs[name][chosen]), name
+
+
+def test_flash_attention_gets_one_row(batch):
+    model, inputs = batch
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    packed = pack(inputs, model, longest=1)
+    assert packed["input_ids"].shape == (1, int(inputs["attention_mask"].sum()))
+
+
+def test_rows_are_few_and_about_equally_long():
+    lengths = [90, 17, 60, 33, 48, 75, 20, 90, 12, 66, 41, 28] * 4
+    rows = arrange(lengths, 512)
+    assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
+    filled = [sum(lengths[sample] for sample in row) for row in rows]
+    assert len(rows) == -(-sum(lengths) // 512) and max(filled) <= 512
+    assert sum(filled) / (len(rows) * max(filled)) > 0.98
+
+
+def test_a_row_more_is_taken_where_samples_do_not_fit():
+    assert sorted(map(sorted, arrange([60, 60, 60], 100))) == [[0], [1], [2]]
+
+
+def test_a_sample_that_is_too_long_is_refused():
+    with pytest.raises(ValueError, match="a sample has 101 tokens, more than the 100 of a row"):
+        arrange([3, 101], 100)
