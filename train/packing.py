@@ -23,8 +23,10 @@ def pack(inputs: dict[str, torch.Tensor], model: Any, longest: int) -> dict[str,
     """Lays the samples of a right-padded batch end to end, in rows of at most `longest` tokens.
 
     Positions begin anew with each sample, and there is no attention mask: that is how transformers knows packed samples
-    and keeps them apart. Flash attention does so in a batch of one row alone, and takes samples of any length there:
-    with it all samples share one row, whatever `longest` is.
+    and keeps them apart. No sample predicts the next, since [SOS], which begins each, has no label (`lay_out`).
+
+    Flash attention keeps them apart in a batch of one row alone, and takes samples of any length there: with it all
+    samples share one row, whatever `longest` is.
 
     Raises:
         ValueError: a sample that is longer than `longest`.
@@ -34,11 +36,8 @@ def pack(inputs: dict[str, torch.Tensor], model: Any, longest: int) -> dict[str,
     rows = [list(range(len(lengths)))] if flash else arrange(lengths, longest)
 
     def laid(name: str, padding: int) -> torch.Tensor:
-        samples = [inputs[name][sample, : lengths[sample]] for row in rows for sample in row]
-        if name == "labels":  # nothing precedes a sample that could predict its first token
-            samples = [torch.cat([labels_T.new_full((1,), -100), labels_T[1:]]) for labels_T in samples]
-        samples = iter(samples)
-        return pad_sequence([torch.cat([next(samples) for _ in row]) for row in rows], True, padding)
+        samples_B = inputs[name]
+        return pad_sequence([torch.cat([samples_B[n, : lengths[n]] for n in row]) for row in rows], True, padding)
 
     input_ids = laid("input_ids", model.config.pad_token_id or 0)
     positions = [torch.cat([torch.arange(lengths[sample]) for sample in row]) for row in rows]
