@@ -54,6 +54,7 @@ class UnifiedPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = ["codec"]  # in half precision many a latent falls to another code
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -94,7 +95,7 @@ class UnifiedModel(UnifiedPreTrainedModel):
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Image tokens [N, L] of pixels [N, C, H, W] in [-1, 1]."""
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
             return self.codec.encode(pixel_values)
 
     def encode_read_images(

@@ -222,3 +222,17 @@ def test_labels_that_were_shifted_already_are_refused(tiny_model):
     ids = torch.tensor([[1, 20, 21, 2]])
     with pytest.raises(ValueError, match="pass labels"):
         tiny_model(input_ids=ids, shift_labels=ids)
+
+
+@pytest.mark.parametrize("paradigm", ["ugen", "unifluid"])
+def test_tokens_are_the_same_in_half_precision(paradigm, make_tiny_config, tmp_path):
+    torch.manual_seed(0)
+    model = UnifiedForConditionalGeneration(make_tiny_config(paradigm)).eval()
+    model.save_pretrained(tmp_path)
+    pixels_NCHW = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tokens_NL = model.encode_images(pixels_NCHW)
+    half = UnifiedForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half.encode_images(pixels_NCHW), tokens_NL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.encode_images(pixels_NCHW), tokens_NL)
