@@ -3,24 +3,30 @@
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from train.recipes.kinds import Recipe
 
 
 def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
-    """Samples come in the order of their numbers: resuming skips those already seen without reading them.
+    """Samples come in the order of their numbers: resuming skips those already seen without reading them. A batch is
+    the same on any number of processes, which share it.
 
     Raises:
-        ValueError: a batch that the micro-batches do not divide.
+        ValueError: a batch that micro-batches and processes do not divide.
     """
-    if recipe.batch_size % recipe.micro_batches:
-        raise ValueError(f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches}")
+    processes = PartialState().num_processes
+    if recipe.batch_size % (recipe.micro_batches * processes):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches} x {processes} "
+            "processes: change one of them"
+        )
     return TrainingArguments(
         output_dir=str(output),
         seed=recipe.seed,
         max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size // recipe.micro_batches,
+        per_device_train_batch_size=recipe.batch_size // recipe.micro_batches // processes,
         gradient_accumulation_steps=recipe.micro_batches,
         train_sampling_strategy="sequential",
         learning_rate=recipe.learning_rate,

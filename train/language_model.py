@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
@@ -49,7 +50,8 @@ def train_language_model(
     Raises:
         ValueError: a resumed run of another recipe, a folder that holds a run already, unreadable data.
     """
-    checkpoint = open_run(recipe, output, resume)
+    with PartialState().main_process_first():
+        checkpoint = open_run(recipe, output, resume)
     texts, bad_texts = read_texts(DATA / "glosses.parquet", skip_bad_rows)
     if whole := checkpoint or (recipe.model and trained_folder(recipe.model, "model")):
         processor = UnifiedProcessor.from_pretrained(whole)
@@ -58,8 +60,9 @@ def train_language_model(
         tokenizer = build_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
         processor = build_processor(model.config, tokenizer, recipe.max_features)
-    # Runs that lie side by side share their scenes.
-    mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
+    with PartialState().main_process_first():  # it encodes what the others find encoded
+        # Runs that lie side by side share their scenes.
+        mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
     trainer = build_trainer(recipe, output, model, processor, mixture)
     trainer.add_callback(Pictures(processor, output, recipe.sample_every))
@@ -67,10 +70,12 @@ def train_language_model(
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < recipe.steps:
         return False
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
-    skipped = {"texts": bad_texts, "scenes": bad_scenes}
-    write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped))
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where they share them
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output, state_dict=weights)
+        processor.save_pretrained(output)
+        skipped = {"texts": bad_texts, "scenes": bad_scenes}
+        write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped))
     return True
 
 

@@ -7,6 +7,7 @@ from textwrap import fill
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from matplotlib.figure import Figure
 from PIL import Image
 from transformers import TrainerCallback
@@ -19,7 +20,7 @@ from train.scenes import Drawings, HeldOut, Scene, describe, render, sample_scen
 
 class StopOnSignal(TrainerCallback):
     """Ctrl-C, or a polite kill, ends the run after the current step with a checkpoint; a second one ends it at once.
-    The last step of a session is always logged."""
+    Where several processes train, one that is told to stop stops all. The last step of a session is always logged."""
 
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,9 +31,10 @@ class StopOnSignal(TrainerCallback):
         self.previous = [signal.signal(number, self._note) for number in self.signals]
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stopped:
+        told = reduce(torch.tensor(float(self.stopped), device=args.device), "sum")
+        if told:
             control.should_save = control.should_training_stop = True
-        if self.stopped or state.global_step >= state.max_steps:
+        if told or state.global_step >= state.max_steps:
             control.should_log = True
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -60,7 +62,8 @@ class Pictures(TrainerCallback):
         self.images = [render(scene, drawings) for scene in self.scenes]
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        if due and state.is_world_process_zero:
             draw_curves(state.log_history, self.folder / "curves.png")
             if bool(getattr(model.model.image_head, "active_codes", torch.ones(1)).any()):
                 path = self.folder / "samples" / f"step-{state.global_step:06d}.png"
