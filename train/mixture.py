@@ -22,7 +22,8 @@ from train.conversations import Conversation, Writer, assistant, editing, image,
 
 
 class Source(Protocol):
-    """`source[number]` for any number >= 0; `describe_row(number)` names the row behind it, for error messages."""
+    """`source[number]` for any number >= 0; `describe_row(number)` names the row behind it, for error messages. Data of
+    any place becomes one by `train.sources.open_source`."""
 
     def __getitem__(self, number: int) -> Conversation: ...
 
@@ -37,12 +38,26 @@ class Mixture(Dataset):
             : 5 text-to-image (UGen, training data).
         length: number of samples of the whole run.
         first: number of its first one: a run that goes on from another's model begins behind what that one has seen.
+        names: what the sources are called where something is told of each; by default their places, from 0.
+
+    Raises:
+        ValueError: a part below 1, names that are not one for each source, each another.
     """
 
-    def __init__(self, parts: Sequence[tuple[Source, int]], length: int, seed: int, first: int = 0):
+    def __init__(
+        self,
+        parts: Sequence[tuple[Source, int]],
+        length: int,
+        seed: int,
+        first: int = 0,
+        names: Sequence[str] | None = None,
+    ):
         if any(count < 1 for _, count in parts):
             counts = [count for _, count in parts]
             raise ValueError(f"parts are {counts}, each must be at least 1: leave the source out")
+        self.names = list(map(str, range(len(parts)))) if names is None else list(names)
+        if len(set(self.names)) != len(parts) or len(self.names) != len(parts):
+            raise ValueError(f"{len(parts)} sources are called {self.names}: name each, and each differently")
         self.sources = [source for source, _ in parts]
         self.counts = [count for _, count in parts]
         self.length, self.first = length, first
@@ -57,6 +72,20 @@ class Mixture(Dataset):
         kinds = _shuffled_block(tuple(self.counts), self.seed, block)
         kind = kinds[place]
         return kind, block * self.counts[kind] + kinds[:place].count(kind)
+
+    def name_of(self, index: int) -> str:
+        """The source of a sample, without reading it."""
+        return self.names[self.locate(index)[0]]
+
+    def count_samples(self, stop: int) -> dict[str, int]:
+        """How many of the samples 0 to `stop` - 1 are of each source."""
+        ends = [self._counts_before(self.first + index) for index in (0, stop)]
+        return {name: int(after - before) for name, before, after in zip(self.names, *ends, strict=True)}
+
+    def _counts_before(self, number: int) -> np.ndarray:
+        block, place = divmod(number, sum(self.counts))
+        begun = _shuffled_block(tuple(self.counts), self.seed, block)[:place]
+        return block * np.array(self.counts) + np.bincount(begun, minlength=len(self.counts))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, number = self.locate(index)
@@ -75,10 +104,13 @@ class Shuffle:
             raise ValueError("a source has no rows left: nothing to train on")
         self.count = count
         self.seed = seed
+        self.turn, self.rows = -1, np.empty(0, np.int64)  # the pass that was last asked for
 
     def __getitem__(self, number: int) -> int:
         turn, place = divmod(number, self.count)
-        return int(_permutation(self.count, self.seed, turn)[place])
+        if turn != self.turn:
+            self.turn, self.rows = turn, np.random.default_rng([self.seed, self.count, turn]).permutation(self.count)
+        return int(self.rows[place])
 
 
 class TextSource:
@@ -172,8 +204,3 @@ def readable_rows(rows: Iterable[Any], read: Callable[[Any], Any], name: str, sk
 def _shuffled_block(counts: tuple[int, ...], seed: int, block: int) -> list[int]:
     kinds = np.repeat(np.arange(len(counts)), counts)
     return np.random.default_rng([seed, block]).permutation(kinds).tolist()
-
-
-@lru_cache(maxsize=8)
-def _permutation(count: int, seed: int, turn: int) -> np.ndarray:
-    return np.random.default_rng([seed, count, turn]).permutation(count)

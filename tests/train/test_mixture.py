@@ -64,6 +64,18 @@ def test_a_run_that_goes_on_begins_behind_the_samples_of_the_one_before(make_mix
     assert rest.describe_sample(0).split(" ", 2)[2] == long.describe_sample(15).split(" ", 2)[2]
 
 
+@pytest.mark.parametrize("first", [0, 13])
+def test_samples_are_told_and_counted_by_source(make_mixture, first):
+    mixture = make_mixture(200, first=first)
+    names = [mixture.name_of(i) for i in range(200)]
+    assert [int(name) for name in names] == [kind_of(mixture[i]["conversation"]) for i in range(200)]
+    for stop in (0, 1, 9, 10, 57, 200):
+        assert mixture.count_samples(stop) == {name: names[:stop].count(name) for name in "012"}
+    named = Mixture([(None, 3), (None, 1)], 8, 0, names=["text", "drawings"])
+    assert named.count_samples(8) == {"text": 6, "drawings": 2}
+    assert Counter(named.name_of(i) for i in range(8)) == named.count_samples(8)
+
+
 def test_a_sample_depends_on_seed_and_number_alone(make_mixture):
     first, again, other = make_mixture(), make_mixture(), make_mixture(seed=1)
     forward = [repr(first[i]) for i in range(120)]
@@ -112,6 +124,7 @@ def test_each_pass_over_the_rows_is_a_new_permutation():
     passes = [[order[turn * 7 + place] for place in range(7)] for turn in range(20)]
     assert all(sorted(rows) == list(range(7)) for rows in passes)
     assert len({tuple(rows) for rows in passes}) > 15
+    assert [order[number] for number in (30, 3, 29)] == [passes[4][2], passes[0][3], passes[4][1]]
 
 
 def test_a_share_without_chance_is_exact():
@@ -143,6 +156,10 @@ def test_bad_parts_are_named(make_mixture):
         Mixture([(None, 3), (None, 0)], 10, 0)
     with pytest.raises(ValueError, match="no rows"):
         TextSource([], 0, 100)
+    with pytest.raises(ValueError, match=r"2 sources are called \['a', 'a'\]"):
+        Mixture([(None, 1), (None, 1)], 10, 0, names=["a", "a"])
+    with pytest.raises(ValueError, match=r"2 sources are called \['a'\]"):
+        Mixture([(None, 1), (None, 1)], 10, 0, names=["a"])
 
 
 def test_samples_are_described_for_error_messages(make_mixture):
