@@ -1,6 +1,7 @@
 """The one command that trains: `python -m train.run --recipe spark/ugen --output runs/ugen [--resume]`.
 
-Everything about a run stands in its recipe (`train/recipes/`); the flags say only where and how far.
+Everything about a run stands in its recipe (`train/recipes/`); the flags say only where and how far. With `--dry-run`
+nothing is trained: parameters, memory, schedule and time are printed, for as many devices as one wishes to have.
 """
 
 import argparse
@@ -15,12 +16,17 @@ from train.recipes.kinds import LanguageModelRecipe
 def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(prog="python -m train.run", description=__doc__.splitlines()[0])
     arguments.add_argument("--recipe", required=True, choices=sorted(RECIPES))
-    arguments.add_argument("--output", required=True, type=Path, help="folder of the run")
+    arguments.add_argument("--output", type=Path, help="folder of the run; a dry run needs none")
     arguments.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     arguments.add_argument("--max-steps", type=int, help="instead of the recipe's number of steps")
     arguments.add_argument("--text-model", help="folder of the text model to start from, instead of the recipe's")
     arguments.add_argument("--codec", help="folder of the trained codec, instead of the recipe's")
+    arguments.add_argument("--micro-batches", type=int, help="instead of the recipe's")
     arguments.add_argument("--skip-bad-rows", action="store_true", help="leave out and count rows that cannot be read")
+    dry = arguments.add_argument_group("instead of training")
+    dry.add_argument("--dry-run", action="store_true", help="print parameters, memory, schedule and time")
+    dry.add_argument("--devices", type=int, default=1, help="that share a batch")
+    dry.add_argument("--flops", type=float, default=312e12, help="operations a second of a device")
     return arguments
 
 
@@ -28,7 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when the run is finished, 130 when it was interrupted and can be resumed."""
     args = parser().parse_args(argv)
     given = {"steps": args.max_steps, "text_model": args.text_model, "codec": args.codec}
+    given |= {"micro_batches": args.micro_batches}
     recipe = replace(RECIPES[args.recipe](), **{name: value for name, value in given.items() if value is not None})
+    if args.dry_run:
+        from train.dry_run import dry_run
+
+        print(dry_run(recipe, args.devices, args.flops))
+        return 0
+    if args.output is None:
+        parser().error("--output is needed to train")
     # Only the chosen recipe's code is imported: a codec's training needs no language model, and the other way round.
     if isinstance(recipe, LanguageModelRecipe):
         from train.language_model import train_language_model

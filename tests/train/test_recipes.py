@@ -10,10 +10,10 @@ from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.arguments import training_arguments
 from train.language_model import build_trainer
 from train.mixture import Mixture, TextSource
-from train.recipes import RECIPES
+from train.recipes import CODEBOOKS, RECIPES
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import open_run, to_json
-from train.run import parser
+from train.run import main, parser
 
 LANGUAGE_MODELS = [name for name, recipe in RECIPES.items() if isinstance(recipe(), LanguageModelRecipe)]
 
@@ -30,7 +30,8 @@ def test_names_are_those_they_are_registered_under():
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_a_language_model_recipe_becomes_a_trainer(name, tmp_path, make_tiny_config, make_tiny_processor):
-    recipe = dataclasses.replace(RECIPES[name](), bf16=False)
+    # Flash attention, which some recipes ask for, is not everywhere.
+    recipe = dataclasses.replace(RECIPES[name](), bf16=False, attention="sdpa")
     mixture = Mixture([(TextSource(["a text"], 0, 100), 1)], 10, 0)
     # A row with stages must have the parts they name; of the others any will do.
     config = make_tiny_config(recipe.paradigm if recipe.features_of_written else "ugen")
@@ -90,6 +91,63 @@ def test_unitokens_comparisons_keep_the_samples_of_what_they_do_not_change():
     assert both["steps"] == sum(RECIPES[f"spark/unitoken-{stage}"]().steps for stage in (1, 2))
 
 
+def parts(recipe: LanguageModelRecipe) -> tuple[int, ...]:
+    return tuple(source.parts for source in recipe.sources)
+
+
+def test_ugen_at_the_papers_size():
+    text, pretraining, sft = (RECIPES[f"ugen/{stage}"]() for stage in ("text", "pretraining", "sft"))
+    assert (parts(text), parts(pretraining), parts(sft)) == ((1,), (3, 2, 5), (2, 6, 2))
+    assert pretraining.steps_per_code in (3, 6, 9) and pretraining.steps > 16_384 * pretraining.steps_per_code
+    assert (text.steps_per_code, sft.steps_per_code) == (math.inf, None)
+    assert [recipe.model for recipe in (text, pretraining, sft)] == [
+        None, "runs/ugen-1b/text", "runs/ugen-1b/pretraining"
+    ]  # fmt: skip
+
+
+def test_unifluid_at_the_papers_size():
+    recipe = RECIPES["unifluid/pretraining"]()
+    assert (recipe.batch_size, recipe.learning_rate, recipe.steps) == (2048, 1e-4, 1_000_000)
+    assert recipe.text_weight == 0.005 and recipe.image_weight == 1.0
+    assert recipe.attention == "eager", "torch's fused attention refuses Gemma-2's soft caps"
+
+
+def test_uvu_at_the_papers_size():
+    codebook, pretraining, sft = CODEBOOKS["uvu/codebook"](), RECIPES["uvu/pretraining"](), RECIPES["uvu/sft"]()
+    assert (codebook.num_codewords, codebook.patches_per_round, codebook.patch_size) == (200_000, 20_000_000, 32)
+    assert (pretraining.image_weight, pretraining.text_weight, pretraining.packed_length) == (0.5, 1.0, 32_768)
+    assert pretraining.supervise_features and not sft.supervise_features
+    for recipe in (pretraining, sft):
+        assert recipe.learning_rate == 2e-5 and recipe.warmup_steps == recipe.steps // 100
+
+
+def test_unitoken_at_the_papers_size():
+    first, second, third = (RECIPES[f"unitoken/{stage}"]() for stage in (1, 2, 3))
+    assert [recipe.model for recipe in (first, second, third)] == [None, "runs/unitoken-7b/1", "runs/unitoken-7b/2"]
+    assert [recipe.learning_rate for recipe in (first, second, third)] == [1e-3, 1e-5, 1e-5]
+    assert [recipe.trained_parts for recipe in (first, second, third)] == [("tower", "projector"), None, None]
+    assert [recipe.steps for recipe in (first, second, third)] == [19_531, 155_460, 4_085]  # one epoch each
+    read, drawn = sum(parts(second)[:-1]), parts(second)[-1]
+    assert drawn == 10_000 and 0.98 < read / drawn < 1, "ten million each, of which the table names 9.9"
+    for recipe in (first, second, third):
+        assert recipe.learning_rates == {"tower": 1e-5} and recipe.batch_size == 128
+        assert recipe.features_of_written and recipe.parts["z_loss_weight"] == 1e-5 and not recipe.drop_prompt_share
+        assert (recipe.betas, recipe.max_grad_norm, recipe.weight_decay, recipe.dropout) == ((0.9, 0.95), 4, 0.1, 0.05)
+        assert recipe.frozen_parameters == ("tower.*patch_embedding", "tower.*position_embedding")
+
+
+PAPERS = [name for name in LANGUAGE_MODELS if not name.startswith("spark/")]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_recipe_of_a_paper_leaves_data_to_the_user_and_sizes_to_the_table(name):
+    recipe = RECIPES[name]()
+    assert recipe.sources and all(source.path is None for source in recipe.sources)
+    assert len({source.name for source in recipe.sources}) == len(recipe.sources)
+    assert recipe.text_config is None and recipe.text_model and recipe.codec
+    assert (recipe.tower is None) == (name.startswith("ugen/"))
+
+
 def test_the_collapse_differs_in_the_rate_of_the_tower():
     changed = differences("spark/unitoken-1", "spark/unitoken-collapse")
     assert changed.pop("learning_rates") == {"tower": 50 * RECIPES["spark/unitoken-1"]().learning_rate}
@@ -136,4 +194,13 @@ def test_the_flags_of_the_command_are_these():
     flags = {flag for action in parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert flags == {
         "--help", "--recipe", "--output", "--resume", "--max-steps", "--text-model", "--codec", "--skip-bad-rows",
+        "--micro-batches", "--dry-run", "--devices", "--flops",
     }  # fmt: skip
+
+
+def test_a_dry_run_needs_no_folder_and_training_does(capsys):
+    assert main(["--recipe", "spark/text", "--dry-run", "--devices", "2"]) == 0
+    assert "2 devices x 1 micro-batch x 16" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--recipe", "spark/text"])
+    assert "--output is needed" in capsys.readouterr().err

@@ -134,7 +134,7 @@ class LanguageModelRecipe(Recipe):
 
     # Model. The vocabulary is text_vocab_size text ids (fewer if the texts hold no more) and the codec's codes.
     paradigm: str = "ugen"
-    text_config: dict[str, Any] = field(
+    text_config: dict[str, Any] | None = field(  # None: the paradigm's own size
         default_factory=lambda: {
             "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
             "num_key_value_heads": 4, "intermediate_size": 704, "max_position_embeddings": 512,
@@ -147,6 +147,7 @@ class LanguageModelRecipe(Recipe):
     steps_before: int = 0  # of the runs that led to it on the same data: their samples are not seen again
     text_model: str | None = None  # folder of the run this one starts from; None: a new tokenizer and random weights
     codec: str | None = None  # folder of the trained codec; None: text only
+    tower: str | None = None  # Hub id or folder of a trained SigLIP or SigLIP-2; None: random weights
     parts: dict[str, Any] = field(default_factory=dict)  # fields of `UnifiedConfig` beyond the paradigm's own
     attention: str = "eager"  # torch's fused attention is slow backwards in bfloat16 on CPUs
 
@@ -155,6 +156,8 @@ class LanguageModelRecipe(Recipe):
     frozen_parameters: tuple[str, ...] = ()  # single tensors, by a piece of their name or a pattern
     learning_rates: dict[str, float] = field(default_factory=dict)  # of parts that do not learn at `learning_rate`
     dropout: float = 0.0  # of what attention and MLP add to the stream
+    lora: Lora | None = None  # adapters are trained instead of the model
+    activation_checkpointing: bool = False  # layers are computed again in the backward pass, to save memory
 
     # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
     steps_per_code: float | None = None
@@ -166,6 +169,10 @@ class LanguageModelRecipe(Recipe):
     supervise_features: bool = False
     supervised_ratio: float | None = None
     features_of_written: bool = False  # an image that is written is followed by its own features (UniToken's code)
+
+    # Data of one's own, instead of the drawings below.
+    sources: tuple[Source, ...] = ()
+    packed_length: int | None = None  # conversations share rows of at most that many tokens; None: each has its own
 
     # Data: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
     text_parts: int = 1
