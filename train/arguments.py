@@ -16,7 +16,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
     Raises:
         ValueError: a batch that micro-batches and processes do not divide.
     """
-    processes = PartialState().num_processes
+    processes = processes_of_run().num_processes
     if recipe.batch_size % (recipe.micro_batches * processes):
         raise ValueError(
             f"batch_size {recipe.batch_size} is not a multiple of micro_batches {recipe.micro_batches} x {processes} "
@@ -36,6 +36,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         adam_beta1=recipe.betas[0],
         adam_beta2=recipe.betas[1],
         max_grad_norm=recipe.max_grad_norm,
+        activation_checkpointing=recipe.activation_checkpointing,
         bf16=recipe.bf16 and has_bfloat16(),
         use_cpu=not torch.accelerator.is_available(),
         logging_steps=recipe.log_every,
@@ -46,6 +47,11 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         dataloader_pin_memory=False,
         report_to=[],
     )
+
+
+def processes_of_run() -> PartialState:
+    """Who else trains. Whoever asks first decides on which devices processes meet, and on CPUs that has to be said."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def has_bfloat16() -> bool:

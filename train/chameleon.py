@@ -9,7 +9,7 @@ Chameleon has the encoder only. The projector is new. Nothing is renumbered: whi
 
 Weights become float32, as UniToken's training has them (under bfloat16 autocast). Nothing is downloaded or unpickled.
 
-A heads, D numbers in a head, P parts that Chameleon's model was trained in (tensor parallelism), C channels
+A heads, D numbers in a head, P parts that Chameleon's model was trained in (tensor parallelism)
 """
 
 import argparse
@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from modeling_unified.configuration_unified import UnifiedConfig, VQCodecConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
-from train.initialise import build_processor, trained_folder
+from train.autoencoders import GROUPS, from_taming
+from train.processors import build_processor
 from train.tokenizer import SPECIAL_TOKENS, STANDARD_ATTRIBUTES
+from train.weights import check_weights, prefixed, read_weights, tower_weights, trained_folder
 
 # What a backbone and a tower compute by, beside their weights. Not the context: features make UniToken's longer.
 BACKBONE = (
@@ -47,21 +48,7 @@ LANGUAGE_MODEL, CODEC, TOWER_OF = "model.language_model.", "model.codec.vq.", "m
 # Weights that no checkpoint holds; the last are Chameleon's own encoder in the backbone, which is never called.
 NEW = ("model.encoders.features.projector.", "model.image_head.")
 DECODER = (CODEC + "decoder.",)
-# taming-transformers -> diffusers; levels of the decoder are counted from the other end.
-RENAMED = {
-    r"\.down\.(\d+)\.block\.": r".down_blocks.\1.resnets.",
-    r"\.down\.(\d+)\.downsample\.": r".down_blocks.\1.downsamplers.0.",
-    r"\.up\.(\d+)\.block\.": r".up_blocks.\1.resnets.",
-    r"\.up\.(\d+)\.upsample\.": r".up_blocks.\1.upsamplers.0.",
-    r"\.mid\.block_1\.": ".mid_block.resnets.0.",
-    r"\.mid\.block_2\.": ".mid_block.resnets.1.",
-    r"\.mid\.attn_1\.norm\.": ".mid_block.attentions.0.group_norm.",
-    r"\.mid\.attn_1\.([qkv])\.": r".mid_block.attentions.0.to_\1.",
-    r"\.mid\.attn_1\.proj_out\.": ".mid_block.attentions.0.to_out.0.",
-    r"\.nin_shortcut\.": ".conv_shortcut.",
-    r"\.norm_out\.": ".conv_norm_out.",
-}
-GROUPS = 32  # of every group norm in taming-transformers
+MISSING = "a file of theirs is missing, or --vqgan where the language model comes without the VQ-GAN"
 
 
 def build_checkpoint(config: UnifiedConfig, chameleon: Path, siglip: Path, vqgan: Path | None, output: Path) -> None:
@@ -99,24 +86,11 @@ def convert(
     weights = language_model_weights(language_model, config)
     weights |= prefixed(CODEC, codec_weights(autoencoder, config.codec_config))
     weights |= prefixed(TOWER_OF, tower_weights(read_weights(siglip)))
-    check_weights(weights, config, new=NEW if vqgan else NEW + DECODER)
+    with torch.device("meta"):
+        wanted = UnifiedForConditionalGeneration(config).state_dict()
+    check_weights(weights, wanted, "a model of this config", NEW if vqgan else NEW + DECODER, MISSING)
     torch.manual_seed(0)
     return UnifiedForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32)
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All weights of a safetensors file, or of the folder of a model.
-
-    Raises:
-        ValueError: there are none, or they are pickled.
-    """
-    files = sorted(path.glob("model*.safetensors")) if path.is_dir() else [path]
-    if not files or any(file.suffix != ".safetensors" for file in files):
-        raise ValueError(
-            f"{path} is no safetensors file and no folder with model*.safetensors: pickled weights are not opened, "
-            "since they may run anything; save them as safetensors first"
-        )
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def split_chameleon(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -147,8 +121,7 @@ def language_model_weights(weights: dict[str, torch.Tensor], config: UnifiedConf
 def codec_weights(weights: dict[str, torch.Tensor], config: VQCodecConfig) -> dict[str, torch.Tensor]:
     """A VQ-GAN in the layout of taming-transformers, whole or without its decoder, by the names of diffusers.
 
-    transformers' `ChameleonVQVAE` has that layout, too. Attention there is four convolutions of 1x1 pixel [C, C, 1, 1],
-    here linear layers. What only the VQ-GAN's training used, `loss.*`, is left out.
+    transformers' `ChameleonVQVAE` has that layout, too.
 
     Raises:
         ValueError: a codec of other norms.
@@ -158,26 +131,7 @@ def codec_weights(weights: dict[str, torch.Tensor], config: VQCodecConfig) -> di
             f"the VQ-GAN has group norms of {GROUPS} groups, codec_config norms of type {config.norm_type!r} with "
             f"{config.norm_num_groups}: use the published codec_config"
         )
-    last = len(config.block_out_channels) - 1
-    ours = {}
-    for name, tensor in weights.items():
-        if name.startswith("loss."):
-            continue
-        name = re.sub(r"\.up\.(\d+)\.", lambda level: f".up.{last - int(level[1])}.", name)
-        for theirs, replacement in RENAMED.items():
-            name = re.sub(theirs, replacement, name)
-        ours[name] = tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
-    return ours
-
-
-def tower_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The vision model of a SigLIP without the head that pools its features; UniToken reads all of these."""
-    vision = {name.removeprefix("vision_model."): tensor for name, tensor in weights.items()}
-    return {name: vision[name] for name in vision if not name.startswith(("text_model.", "logit_", "head."))}
-
-
-def prefixed(prefix: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {prefix + name: tensor for name, tensor in weights.items()}
+    return from_taming(weights, levels=len(config.block_out_channels))
 
 
 def must_agree(theirs: Any, ours: Any, fields: Iterable[str], what: str) -> None:
@@ -221,25 +175,6 @@ def check_codebooks(autoencoder: dict[str, torch.Tensor], encoder: dict[str, tor
         raise ValueError(
             f"the codebook {tuple(mine.shape)} of the VQ-GAN is not the one in the Chameleon checkpoint, "
             f"{tuple(theirs.shape)}: pass the VQ-GAN it was trained with"
-        )
-
-
-def check_weights(weights: dict[str, torch.Tensor], config: UnifiedConfig, new: tuple[str, ...]) -> None:
-    """Refuses anything but the weights of a model of this config, all of them except those that are `new`."""
-    with torch.device("meta"):
-        wanted = UnifiedForConditionalGeneration(config).state_dict()
-    for name, tensor in weights.items():
-        if name not in wanted:
-            raise ValueError(f"{name}, {tuple(tensor.shape)}, is no weight of a model of this config")
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} in the checkpoint, {tuple(wanted[name].shape)} by the config"
-            )
-    missing = [name for name in wanted if name not in weights and not name.startswith(new)]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(wanted)} weights are in none of the checkpoints, {missing[0]} for one: a file of "
-            "theirs is missing, or --vqgan where the language model comes without the VQ-GAN"
         )
 
 

@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or not there: killed at any moment, a run loses at most what came after the last one."""
+"""Checkpoints that are whole or not there: killed at any moment, a run loses at most what came after the last one.
+
+Processes that train together write one checkpoint, on a file system that they share.
+"""
 
 import os
 import shutil
@@ -11,8 +14,8 @@ from transformers.trainer_utils import rotate_checkpoints
 STAGING = "incomplete"
 
 
-class ResumableTrainer(Trainer):
-    """A `Trainer` whose folders `checkpoint-N` appear in one step, when everything in them is written."""
+class WholeCheckpoints:
+    """Mixed into a `Trainer`: its folders `checkpoint-N` appear in one step, when everything in them is written."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds `seconds` of training over all sessions of the run."""
@@ -26,15 +29,25 @@ class ResumableTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Writes a checkpoint aside and renames it when whole: a folder `checkpoint-N` is never a half-written one."""
-        output = Path(self.args.output_dir)
-        self._staging_dir = str(output / STAGING)
-        shutil.rmtree(self._staging_dir, ignore_errors=True)
+        output, first = Path(self.args.output_dir), self.is_world_process_zero()
+        staging = output / STAGING
+        if first:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()  # all write into it, none before it is empty
+        self._staging_dir = str(staging)
         try:
             super()._save_checkpoint(model, trial)
-            for checkpoint in Path(self._staging_dir).iterdir():
-                shutil.rmtree(output / checkpoint.name, ignore_errors=True)  # the same step, saved before a resume
-                os.replace(checkpoint, output / checkpoint.name)
-            os.rmdir(self._staging_dir)
         finally:
             self._staging_dir = None
-        rotate_checkpoints(str(output), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+        if first:
+            for checkpoint in staging.iterdir():
+                shutil.rmtree(output / checkpoint.name, ignore_errors=True)  # the same step, saved before a resume
+                os.replace(checkpoint, output / checkpoint.name)
+            os.rmdir(staging)
+            rotate_checkpoints(str(output), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+
+class ResumableTrainer(WholeCheckpoints, Trainer):
+    """transformers' `Trainer` with whole checkpoints."""

@@ -1,58 +1,115 @@
 """The first weights of a run: a new unified model, and parts of trained ones put into it.
 
-A text model gives its backbone and the rows of its text ids; the rows of image codes stay random (UGen starts from a
-pretrained text model and learns the visual embeddings). A codec gives all of its weights.
+    python -m train.initialise --recipe ugen/pretraining --output FOLDER
 
-V rows of the vocabulary, H hidden size
+writes model and processor of what a recipe's `text_model`, `codec` and `tower` name, each a folder or a Hub id, and
+beside them `initialise.json`: what came from where.
+
+A text model gives its backbone and the rows of its text ids (`train.pretrained`): one of ours, or any causal language
+model of transformers. A codec (`train.autoencoders`) and a tower give all of their weights. Rows of image codes,
+projector and image head are new. A Chameleon goes a way of its own, since its vocabulary holds the codes
+(`train.chameleon`). A `model` that the recipe goes on from, made by an earlier stage, is not looked at.
 """
 
+import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_unified.configuration_unified import PARADIGMS, CodecConfig, UnifiedConfig, VQCodecConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
-from processing_unified.image_processing_unified import UnifiedImageProcessor
-from processing_unified.processing_unified import UnifiedProcessor
+from train import chameleon
+from train.autoencoders import load_codec
+from train.pretrained import (
+    backbone_config,
+    config_of,
+    copy_text_model,
+    end_ids,
+    is_tied,
+    load_text_model,
+    load_tokenizer,
+    load_tower,
+    text_rows,
+)
+from train.processors import build_processor
+from train.recipes import RECIPES
 from train.recipes.kinds import LanguageModelRecipe
+from train.record import write_json
+from train.tokenizer import SPECIAL_TOKENS
+from train.weights import check_weights, revision_of, trained_folder
+
+PARTS = ("text_model", "codec", "tower")  # fields of a recipe that name a trained part
 
 
 def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase) -> UnifiedForConditionalGeneration:
-    """A model as the recipe says, with the trained parts of the folders it names. Without a codec no code is active."""
+    """A model as the recipe says, with the trained parts that it names. Without a codec no code is active.
+
+    Fields of the codec that its source does not say stand in the recipe's `parts`, under "codec_config".
+
+    Raises:
+        ValueError: a part that is not there or does not fit; see the functions that load them.
+    """
     torch.manual_seed(recipe.seed)
-    codec = AutoModel.from_pretrained(trained_folder(recipe.codec, "codec")) if recipe.codec else None
-    model = UnifiedForConditionalGeneration(build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig()))
+    if is_chameleon(recipe):
+        return build_chameleon(recipe)
+    codec = load_codec(recipe.codec, recipe.parts.get("codec_config")) if recipe.codec else None
+    text_model = load_text_model(recipe.text_model) if recipe.text_model else None
+    tower, features = load_tower(recipe.tower) if recipe.tower else (None, {})
+    config = build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig(), text_model, tower)
+    model = UnifiedForConditionalGeneration(config)
     if codec:
         model.model.codec.load_state_dict(codec.state_dict())
     else:
         model.model.image_head.active_codes.fill_(False)
-    if recipe.text_model:
-        folder = trained_folder(recipe.text_model, "text model")
-        copy_text_model(UnifiedForConditionalGeneration.from_pretrained(folder), model)
+    if tower:
+        mine = model.model.encoders["features"].tower
+        check_weights(features, mine.state_dict(), f"a {tower.model_type!r} of this config")
+        mine.load_state_dict(features)
+    if text_model:
+        copy_text_model(text_model, model)
     return model
 
 
 def build_config(
-    recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase, codec_config: CodecConfig
+    recipe: LanguageModelRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    codec_config: CodecConfig,
+    text_model: PreTrainedModel | None = None,
+    vision_config: PreTrainedConfig | None = None,
 ) -> UnifiedConfig:
-    """Joins backbone and parts of the recipe, ids of the tokenizer and codes of the codec, which follow the last id.
+    """Joins backbone and parts of the recipe, ids of the tokenizer and codes of the codec, which follow the last row of
+    text: the last id, or that of the text model's padding.
 
     The tokenizer is given the tokens between those of an image, where the recipe's images have some.
+
+    Raises:
+        ValueError: a `text_config` beside a text model of others, a tower beside a `vision_config` or without features.
     """
-    text, row = dict(recipe.text_config), PARADIGMS[recipe.paradigm] | recipe.parts
-    lines = row["image_order"] == "lines"
-    between = add_image_lines(tokenizer, codec_config.stride, recipe.image_size) if lines else {}
+    parts = {name: value for name, value in recipe.parts.items() if not (name == "codec_config" and recipe.codec)}
+    row = PARADIGMS[recipe.paradigm] | parts
+    between = {}
+    if row["image_order"] == "lines":
+        between = add_image_lines(tokenizer, codec_config.stride, recipe.image_size)
+    code_offset = max(len(tokenizer), text_rows(text_model) if text_model else 0)
+    text_config, tied = text_config_of(recipe, text_model)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    text_config = CONFIG_MAPPING[text.pop("model_type")](
-        **text, **ids, vocab_size=len(tokenizer) + codec_config.num_codes, tie_word_embeddings=True
-    )
+    text_config.vocab_size, text_config.tie_word_embeddings = code_offset + codec_config.num_codes, tied
+    for name, token_id in ids.items():
+        setattr(text_config, name, token_id)
+    if text_config.pad_token_id in (text_config.bos_token_id, text_config.eos_token_id):
+        text_config.pad_token_id = None  # torch trains no row of an embedding that is said to be padding
+    if text_model:
+        ends = [ids["eos_token_id"], *(end for end in end_ids(text_model) if end != ids["eos_token_id"])]
+        ids["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     return UnifiedConfig.for_paradigm(
         recipe.paradigm,
         text_config=text_config,
         codec_config=codec_config,
-        code_offset=len(tokenizer),
+        code_offset=code_offset,
         image_size=[recipe.image_size, recipe.image_size],
         **ids,
         boi_token_id=tokenizer.boi_token_id,
@@ -62,10 +119,42 @@ def build_config(
         image_feature_token_id=tokenizer.image_feature_token_id,
         loss_on_mask=recipe.loss_on_mask,
         inactive_codes_in_softmax=recipe.inactive_codes_in_softmax,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         **between,
-        **recipe.parts,
+        **tower_fields(recipe, row, vision_config),
+        **parts,
     )
+
+
+def text_config_of(recipe: LanguageModelRecipe, text_model: PreTrainedModel | None) -> tuple[PreTrainedConfig, bool]:
+    """The backbone's config, and whether embedding and head are one: as in the text model; as in `text_config`; or of
+    the paradigm's own size."""
+    if text_model is not None and recipe.text_config is None:
+        return backbone_config(text_model), is_tied(text_model)
+    if text_model is not None and text_model.config.model_type != UnifiedConfig.model_type:
+        raise ValueError(
+            f"{recipe.text_model} has a shape of its own, which text_config {recipe.text_config} may contradict: set "
+            "text_config to None"
+        )
+    row = PARADIGMS[recipe.paradigm]
+    fields = dict(recipe.text_config or row["text_config"])
+    tied = True if recipe.text_config else row.get("tie_word_embeddings", False)
+    return CONFIG_MAPPING[fields.pop("model_type")](**fields), tied
+
+
+def tower_fields(
+    recipe: LanguageModelRecipe, row: dict[str, Any], vision_config: PreTrainedConfig | None
+) -> dict[str, Any]:
+    """The field of the config that describes the tower, where one was loaded."""
+    if vision_config is None:
+        return {}
+    if "features" not in row["image_inputs"] or "vision_config" in recipe.parts:
+        raise ValueError(
+            f"the recipe names the tower {recipe.tower}, but images are read through {row['image_inputs']}"
+            + (" and its parts hold another vision_config" if "vision_config" in recipe.parts else "")
+            + ": take one of them out"
+        )
+    return {"vision_config": vision_config}
 
 
 def add_image_lines(tokenizer: PreTrainedTokenizerBase, unit: int, longest: int) -> dict[str, int]:
@@ -89,52 +178,93 @@ def add_image_lines(tokenizer: PreTrainedTokenizerBase, unit: int, longest: int)
     }
 
 
-def build_processor(
-    config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase, max_features: int | None = None
-) -> UnifiedProcessor:
-    """The processor that writes what a model of this config reads; the vision tower sees the codec's own view, with
-    `max_features` an image at its own size, or tiles where the config has some."""
-    height, width = config.image_size
-    return UnifiedProcessor(
-        UnifiedImageProcessor(size={"height": height, "width": width}),
-        tokenizer,
-        image_stride=config.codec_config.stride,
-        image_inputs=config.image_inputs,
-        feature_stride=config.feature_stride,
-        max_features=max_features,
-        feature_tiles=config.feature_tiles,
-        image_lines=config.image_lines,
-        sep_token_id=config.sep_token_id,
+def build_tokenizer(recipe: LanguageModelRecipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of the recipe's text model, with our special tokens; see `train.pretrained.load_tokenizer`."""
+    if is_chameleon(recipe):
+        return chameleon.build_tokenizer(Path(trained_folder(recipe.text_model, "Chameleon")), chameleon_config(recipe))
+    return load_tokenizer(recipe.text_model)
+
+
+def is_chameleon(recipe: LanguageModelRecipe) -> bool:
+    return recipe.text_model is not None and config_of(recipe.text_model).model_type == "chameleon"
+
+
+def chameleon_config(recipe: LanguageModelRecipe) -> UnifiedConfig:
+    """The paradigm as it was published, whose ids are Chameleon's."""
+    size = [recipe.image_size, recipe.image_size]
+    return UnifiedConfig.for_paradigm(recipe.paradigm, **{"image_size": size, **recipe.parts})
+
+
+def build_chameleon(recipe: LanguageModelRecipe) -> UnifiedForConditionalGeneration:
+    """Chameleon's language model and VQ-GAN with a SigLIP; see `train.chameleon.convert`."""
+    if recipe.tower is None:
+        raise ValueError(f"{recipe.text_model} is a Chameleon, which becomes a model with a vision tower: name a tower")
+    return chameleon.convert(
+        chameleon_config(recipe),
+        Path(trained_folder(recipe.text_model, "Chameleon")),
+        Path(trained_folder(recipe.tower, "SigLIP")),
+        Path(recipe.codec) if recipe.codec else None,
     )
 
 
-@torch.no_grad()
-def copy_text_model(source: Any, target: Any) -> None:
-    """Copies the backbone and the rows of text ids; the two may have different codecs, hence numbers of codes, and the
-    target may know more text ids, which follow those of the source.
+def write_checkpoint(recipe: LanguageModelRecipe, output: Path) -> dict[str, Any]:
+    """Builds the model of a recipe from its trained parts and saves it with its processor; returns the record.
+
+    Where the vocabulary grows in training (`steps_per_code`) no code is active yet.
 
     Raises:
-        ValueError: the source has more text ids, or a backbone of another shape.
+        ValueError: a recipe without a text model, a folder that holds a model already, parts that do not fit.
     """
-    rows, own = source.config.code_offset, target.config.code_offset
-    if rows > own:
-        raise ValueError(f"the text model has {rows} text ids, this one has {own}: use the tokenizer of that run")
-    vocabularies = [source.get_input_embeddings().weight, target.get_input_embeddings().weight]
-    mine = target.model.language_model.state_dict()
-    for name, weights in source.model.language_model.state_dict().items():
-        if weights.data_ptr() == vocabularies[0].data_ptr():
-            continue  # the embedding: only its text rows are copied, below
-        if name not in mine or mine[name].shape != weights.shape:
-            found = tuple(mine[name].shape) if name in mine else "missing"
-            raise ValueError(f"{name} is {tuple(weights.shape)} in the text model, {found} here: use its text_config")
-        mine[name].copy_(weights)
-    vocabularies[1][:rows].copy_(vocabularies[0][:rows])
-    if not target.config.tie_word_embeddings:
-        target.lm_head.weight[:rows].copy_(source.lm_head.weight[:rows])
+    if recipe.text_model is None:
+        raise ValueError(
+            f"the recipe {recipe.name} names no text_model: its run trains a tokenizer and begins by itself"
+        )
+    if (output / "config.json").exists():
+        raise ValueError(f"{output} holds a model already: choose another --output")
+    tokenizer = build_tokenizer(recipe)
+    model = build_model(recipe, tokenizer)
+    if recipe.steps_per_code is not None:
+        model.model.image_head.active_codes.fill_(False)
+    model.save_pretrained(output)
+    build_processor(model.config, tokenizer, recipe.max_features).save_pretrained(output)
+    record = describe(recipe, model.config, tokenizer)
+    write_json(output / "initialise.json", record)
+    return record
 
 
-def trained_folder(path: str, what: str) -> str:
-    """`path`, if a trained model lies there."""
-    if not (Path(path) / "config.json").exists():
-        raise ValueError(f"{path} holds no trained {what} (no config.json): train it first, or name another folder")
-    return path
+def describe(recipe: LanguageModelRecipe, config: UnifiedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What came from where: names, commits on the Hub, ids of the special tokens, rows of the vocabulary that are the
+    text model's, those that are new tokens', and those of codes."""
+    names = {part: getattr(recipe, part) for part in PARTS if getattr(recipe, part)}
+    published = {part: name for part, name in names.items() if not Path(name).exists()}
+    source = config_of(recipe.text_model)
+    ours = source.model_type == UnifiedConfig.model_type
+    rows = source.code_offset if ours else source.get_text_config().vocab_size
+    return {
+        "recipe": recipe.name,
+        **names,
+        "revisions": {part: revision_of(trained_folder(name, part)) for part, name in published.items()},
+        "rows": {"text_model": rows, "new_tokens": max(0, config.code_offset - rows), "codes": config.num_codes},
+        "tokens": {name: [getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")] for name in SPECIAL_TOKENS},
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(prog="python -m train.initialise", description=__doc__.splitlines()[0])
+    names = sorted(name for name, recipe in RECIPES.items() if isinstance(recipe(), LanguageModelRecipe))
+    arguments.add_argument("--recipe", required=True, choices=names)
+    arguments.add_argument("--output", required=True, type=Path, help="folder of the checkpoint")
+    for part in PARTS:
+        flag = f"--{part.replace('_', '-')}"
+        arguments.add_argument(flag, help=f"folder or Hub id of the {part.replace('_', ' ')}, instead of the recipe's")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    given = {part: getattr(args, part) for part in PARTS if getattr(args, part) is not None}
+    print(json.dumps(write_checkpoint(replace(RECIPES[args.recipe](), **given), args.output)))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,24 +16,26 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
-from train.arguments import training_arguments
+from train.arguments import processes_of_run, training_arguments
 from train.balance import LongTailBalance
 from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import by_tokens, image, image_to_text, text_to_image
 from train.dropout import ResidualDropout
 from train.edits import sample_edit
 from train.initialise import build_model, build_processor, trained_folder
+from train.initialise import build_tokenizer as tokenizer_of_text_model
+from train.lora import add_lora
 from train.mixture import EditSource, Mixture, SceneSource, TextSource, readable_rows
 from train.parts import choose_trained
-from train.progress import Pictures, StopOnSignal
+from train.progress import Curves, Pictures, StopOnSignal
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
+from train.sources import open_source
 from train.tokenizer import train_tokenizer
 from train.tower_guard import TowerGuard, tower_encoder
 from train.trainer import Collator, UnifiedTrainer
@@ -50,39 +52,55 @@ def train_language_model(
     Raises:
         ValueError: a resumed run of another recipe, a folder that holds a run already, unreadable data.
     """
-    with PartialState().main_process_first():
+    with processes_of_run().main_process_first():
         checkpoint = open_run(recipe, output, resume)
-    texts, bad_texts = read_texts(DATA / "glosses.parquet", skip_bad_rows)
-    if whole := checkpoint or (recipe.model and trained_folder(recipe.model, "model")):
+    texts, bad_texts = ([], 0) if recipe.sources else read_texts(DATA / "glosses.parquet", skip_bad_rows)
+    if recipe.lora and not recipe.model:
+        raise ValueError(f"{recipe.name} trains adapters, which belong to a trained model: name its folder as `model`")
+    begun = None if recipe.lora else checkpoint  # with adapters a checkpoint holds these alone
+    if whole := begun or (recipe.model and trained_folder(recipe.model, "model")):
         processor = UnifiedProcessor.from_pretrained(whole)
         model = UnifiedForConditionalGeneration.from_pretrained(whole)
     else:
         tokenizer = build_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
         processor = build_processor(model.config, tokenizer, recipe.max_features)
-    with PartialState().main_process_first():  # it encodes what the others find encoded
+    with processes_of_run().main_process_first():  # it encodes what the others find encoded
         # Runs that lie side by side share their scenes.
-        mixture, bad_scenes = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
+        if recipe.sources:
+            mixture, bad_rows = mixture_of_sources(recipe, skip_bad_rows)
+        else:
+            mixture, bad_rows = mixture_of_drawings(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
     trainer = build_trainer(recipe, output, model, processor, mixture)
-    trainer.add_callback(Pictures(processor, output, recipe.sample_every))
+    shown = Curves(output, recipe.sample_every) if recipe.sources else Pictures(processor, output, recipe.sample_every)
+    trainer.add_callback(shown)
     trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < recipe.steps:
         return False
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where they share them
     if trainer.is_world_process_zero():
-        model.save_pretrained(output, state_dict=weights)
+        trainer.model.save_pretrained(output, state_dict=weights)
         processor.save_pretrained(output)
-        skipped = {"texts": bad_texts, "scenes": bad_scenes}
+        skipped = {"texts": bad_texts, **bad_rows}
         write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped))
     return True
 
 
 def build_tokenizer(recipe: LanguageModelRecipe, texts: list[str]) -> PreTrainedTokenizerBase:
-    """The text model's own tokenizer where the recipe starts from one, else a new one."""
+    """The text model's own tokenizer where the recipe starts from one, else a new one.
+
+    Raises:
+        ValueError: a new one, and other data than the drawings.
+    """
     if recipe.text_model:
-        return UnifiedProcessor.from_pretrained(trained_folder(recipe.text_model, "text model")).tokenizer
+        return tokenizer_of_text_model(recipe)
+    if recipe.sources:
+        raise ValueError(
+            f"{recipe.name} names {len(recipe.sources)} sources of data, but neither a model nor a text_model whose "
+            "tokenizer reads them: name one"
+        )
     tokenizer = train_tokenizer(chain(texts, scene_texts(recipe.seed)), recipe.text_vocab_size)
     tokenizer.model_max_length = recipe.text_config["max_position_embeddings"]
     return tokenizer
@@ -112,15 +130,24 @@ def read_texts(path: Path, skip_bad_rows: bool) -> tuple[list[str], int]:
     return readable_rows(rows, read, path.name, skip_bad_rows)
 
 
-def build_mixture(
+def mixture_of_sources(recipe: LanguageModelRecipe, skip_bad_rows: bool) -> tuple[Mixture, dict[str, int]]:
+    """The run's samples, and how many rows of each source were left out."""
+    sources = [open_source(source, recipe.seed + n, skip_bad_rows) for n, source in enumerate(recipe.sources)]
+    parts = [(source, named.parts) for source, named in zip(sources, recipe.sources, strict=True)]
+    first, length = recipe.steps_before * recipe.batch_size, recipe.steps * recipe.batch_size
+    mixture = Mixture(parts, length, recipe.seed, first, [source.name for source in sources])
+    return mixture, {source.name: source.bad_rows for source in sources}
+
+
+def mixture_of_drawings(
     recipe: LanguageModelRecipe,
     texts: list[str],
     model: UnifiedForConditionalGeneration,
     cache: Path,
     skip_bad_rows: bool,
-) -> tuple[Mixture, int]:
+) -> tuple[Mixture, dict[str, int]]:
     """The run's samples, and how many scenes were left out."""
-    parts = [(TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
+    parts = [("text", TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
     bad_scenes = 0
     codec, held_out, show = model.model.codec, HeldOut.load(), shown_by(model.config.image_inputs)
     if recipe.image_to_text_parts or recipe.text_to_image_parts:
@@ -128,19 +155,21 @@ def build_mixture(
         scenes = EncodedScenes(rows, codec.config, skip_bad_rows)
         bad_scenes = scenes.bad_rows
         # Different seeds: reading and drawing go over the scenes in different orders.
-        parts.append((SceneSource(scenes, recipe.seed + 1, image_to_text(recipe, show)), recipe.image_to_text_parts))
+        read = SceneSource(scenes, recipe.seed + 1, image_to_text(recipe, show))
+        parts.append(("image-to-text", read, recipe.image_to_text_parts))
         write = text_to_image(recipe, show if recipe.features_of_written else by_tokens)
-        parts.append((SceneSource(scenes, recipe.seed + 2, write), recipe.text_to_image_parts))
+        parts.append(("text-to-image", SceneSource(scenes, recipe.seed + 2, write), recipe.text_to_image_parts))
     if recipe.editing_parts:
         edits = [sample_edit(random.Random(f"edit/{recipe.seed}/{n}"), held_out) for n in range(recipe.edits)]
         rows = encode_scenes(
             codec, lambda n: (edits[n // 2].source, edits[n // 2].target)[n % 2], 2 * len(edits), cache
         )
         pairs = EncodedScenes(rows, codec.config)
-        parts.append((EditSource(edits, pairs, recipe.seed + 3, show), recipe.editing_parts))
-    parts = [(source, count) for source, count in parts if count]
-    first = recipe.steps_before * recipe.batch_size
-    return Mixture(parts, recipe.steps * recipe.batch_size, recipe.seed, first), bad_scenes
+        parts.append(("editing", EditSource(edits, pairs, recipe.seed + 3, show), recipe.editing_parts))
+    names, sources, counts = zip(*(part for part in parts if part[-1]), strict=True)
+    first, length = recipe.steps_before * recipe.batch_size, recipe.steps * recipe.batch_size
+    mixture = Mixture(list(zip(sources, counts, strict=True)), length, recipe.seed, first, names)
+    return mixture, {"scenes": bad_scenes}
 
 
 def shown_by(image_inputs: list[str]) -> Callable[[Scene, torch.Tensor], dict[str, Any]]:
@@ -165,7 +194,8 @@ def build_trainer(
         ValueError: parts or parameters that the model does not have.
     """
     model.model.language_model.set_attn_implementation(recipe.attention)
-    choose_trained(model, recipe.trained_parts, recipe.frozen_parameters)
+    if not recipe.lora:
+        choose_trained(model, recipe.trained_parts, recipe.frozen_parameters)
     balance = None
     if recipe.supervise_features and recipe.supervised_ratio is not None:
         balance = LongTailBalance(model.config.num_codes, recipe.supervised_ratio, recipe.seed)
@@ -179,7 +209,7 @@ def build_trainer(
     if tower_encoder(model):
         guard = TowerGuard(collate([mixture[index] for index in range(min(recipe.batch_size, len(mixture)))]))
     trainer = UnifiedTrainer(
-        model=model,
+        model=add_lora(model, recipe.lora) if recipe.lora else model,
         args=training_arguments(recipe, output),
         train_dataset=mixture,
         data_collator=collate,
@@ -189,6 +219,7 @@ def build_trainer(
         balance=balance,
         learning_rates=recipe.learning_rates,
         guard=guard,
+        packed_length=recipe.packed_length,
     )
     if recipe.steps_per_code is not None:
         order = random_order(model.config.num_codes, recipe.seed)

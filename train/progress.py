@@ -48,27 +48,41 @@ class StopOnSignal(TrainerCallback):
         print("\nstopping after this step with a checkpoint; once more stops at once", flush=True)
 
 
-class Pictures(TrainerCallback):
-    """Every `every` steps and at the end: `curves.png`, and a grid of drawings as `samples/step-N.png`.
+class Curves(TrainerCallback):
+    """Every `every` steps and at the end: `curves.png`."""
+
+    def __init__(self, folder: Path, every: int):
+        self.folder, self.every = folder, every
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
+        if due and state.is_world_process_zero:
+            self.draw(state, model)
+
+    def draw(self, state: Any, model: Any) -> None:
+        draw_curves(state.log_history, self.folder / "curves.png")
+
+
+class Pictures(Curves):
+    """The curves, and beside them a grid of drawings as `samples/step-N.png`.
 
     The grid shows held-out scenes, the same at every step: above each the real scene through the codec (the best a
     drawing can look), below it what the model draws for its caption, and the caption it writes for the real one.
     """
 
     def __init__(self, processor: Any, folder: Path, every: int, count: int = 12):
-        self.processor, self.folder, self.every = processor, folder, every
+        super().__init__(folder, every)
+        self.processor = processor
         held_out, drawings = HeldOut.load(), Drawings.load()
         self.scenes = [sample_scene(random.Random(f"picture/{n}"), held_out, "held_out") for n in range(count)]
         self.images = [render(scene, drawings) for scene in self.scenes]
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        due = state.global_step % self.every == 0 or state.global_step == state.max_steps
-        if due and state.is_world_process_zero:
-            draw_curves(state.log_history, self.folder / "curves.png")
-            if bool(getattr(model.model.image_head, "active_codes", torch.ones(1)).any()):
-                path = self.folder / "samples" / f"step-{state.global_step:06d}.png"
-                path.parent.mkdir(exist_ok=True)
-                draw_samples(model, self.processor, self.scenes, self.images, path)
+    def draw(self, state: Any, model: Any) -> None:
+        super().draw(state, model)
+        if bool(getattr(model.model.image_head, "active_codes", torch.ones(1)).any()):
+            path = self.folder / "samples" / f"step-{state.global_step:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            draw_samples(model, self.processor, self.scenes, self.images, path)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from train.recipes import RECIPES
-from train.recipes.kinds import LanguageModelRecipe
+from train.recipes.kinds import LanguageModelRecipe, Lora, Source
 
 
 def parser() -> argparse.ArgumentParser:
@@ -21,6 +21,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--max-steps", type=int, help="instead of the recipe's number of steps")
     arguments.add_argument("--text-model", help="folder of the text model to start from, instead of the recipe's")
     arguments.add_argument("--codec", help="folder of the trained codec, instead of the recipe's")
+    arguments.add_argument(
+        "--data", action="append", default=[], metavar="NAME=PATH", help="where a source of the recipe's data lies"
+    )
+    arguments.add_argument("--lora", action="store_true", help="train adapters of the model instead of it")
     arguments.add_argument("--micro-batches", type=int, help="instead of the recipe's")
     arguments.add_argument("--skip-bad-rows", action="store_true", help="leave out and count rows that cannot be read")
     dry = arguments.add_argument_group("instead of training")
@@ -30,12 +34,30 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def located(recipe: LanguageModelRecipe, data: list[str]) -> tuple[Source, ...]:
+    """The recipe's sources, those of `data` at the paths that it gives them.
+
+    Raises:
+        ValueError: a name that the recipe has no source of.
+    """
+    paths = dict(given.partition("=")[::2] for given in data)
+    names = [source.name for source in recipe.sources]
+    if unknown := [name for name in paths if name not in names]:
+        known = ", ".join(names) or "none"
+        raise ValueError(f"--data names {', '.join(unknown)}, but the sources of {recipe.name} are: {known}")
+    return tuple(replace(source, path=paths.get(source.name, source.path)) for source in recipe.sources)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when the run is finished, 130 when it was interrupted and can be resumed."""
     args = parser().parse_args(argv)
     given = {"steps": args.max_steps, "text_model": args.text_model, "codec": args.codec}
     given |= {"micro_batches": args.micro_batches}
     recipe = replace(RECIPES[args.recipe](), **{name: value for name, value in given.items() if value is not None})
+    if args.data:
+        recipe = replace(recipe, sources=located(recipe, args.data))
+    if args.lora:
+        recipe = replace(recipe, lora=recipe.lora or Lora())
     if args.dry_run:
         from train.dry_run import dry_run
 

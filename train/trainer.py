@@ -1,5 +1,5 @@
 """UnifiedTrainer: transformers' Trainer with losses reduced per kind, a learning rate for each part of the model, whole
-checkpoints only, and a log per kind.
+checkpoints only, and a log per kind. All of it is the mixin `LossesPerKind`, which TRL's trainer has too (`train.sft`).
 
 Loss of one update, over all its micro-batches and ranks:
 
@@ -12,31 +12,36 @@ single image token then weighs the same from the first active code to the last (
 
 Where the images that are read are predicted too (visual supervision), their tokens count as those of written ones.
 
-B batch, T sequence, L image tokens, N images, M features of all images
+The model may be a `PeftModel` around ours (`train.lora`). Checkpoints then hold the adapter and the processor alone.
+
+B batch, T sequence, K codes
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from transformers import Trainer
+from transformers.trainer_utils import unwrap_peft_model
 
 from train.balance import LongTailBalance, count_text_targets
-from train.checkpoints import ResumableTrainer
+from train.checkpoints import WholeCheckpoints
+from train.packing import pack, parts_of_like_length
 from train.parts import parameter_groups
 from train.tower_guard import TowerGuard
 
-LENGTH_STEP = 48  # tokens; finer steps save padding and cost calls of the model
 
-
-class UnifiedTrainer(ResumableTrainer):
-    """Trainer of `UnifiedForConditionalGeneration` over a `Mixture`, with the `Collator` of this module.
+class LossesPerKind(WholeCheckpoints):
+    """Mixed into a `Trainer`: it trains a `UnifiedForConditionalGeneration` over a `Mixture`, with the `Collator` of
+    this module. Callbacks are handed the unified model itself, with or without adapters.
 
     Args:
         text_weight, image_weight: weight of each kind in the loss (UGen names none: 1 and 1).
         balance: chooses the tokens of read images that are predicted; by default all that have labels.
         learning_rates: of parts of the model (`train.parts`) that do not learn at the rate of the arguments.
         guard: watches the vision tower.
+        packed_length: samples of a micro-batch share rows of at most that many tokens; by default each has its own.
     """
 
     def __init__(
@@ -47,10 +52,12 @@ class UnifiedTrainer(ResumableTrainer):
         balance: LongTailBalance | None = None,
         learning_rates: dict[str, float] | None = None,
         guard: TowerGuard | None = None,
+        packed_length: int | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.balance, self.learning_rates, self.guard = balance, learning_rates or {}, guard
+        self.packed_length = packed_length
         if balance:
             self.add_callback(balance)
         self.weights = torch.tensor([text_weight, image_weight], device=self.args.device)
@@ -60,10 +67,21 @@ class UnifiedTrainer(ResumableTrainer):
         self.loss_is_scaled_for_ga = True
         self._window = LossWindow()
 
+    @property
+    def unified(self) -> Any:
+        """The `UnifiedForConditionalGeneration` that is trained. Where `self.model` is a `PeftModel` around it, the
+        adapters lie in its layers, and its parameters have the names that `train.parts` knows."""
+        return unwrap_peft_model(self.model)
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self.callback_handler.model = self.unified  # callbacks look into its parts
+        return prepared
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's own, over groups that have the rates of their parts."""
         if self.optimizer is None:
-            model, args = model or self.model, self.args
+            model, args = unwrap_peft_model(model or self.model), self.args
             decayed = self.get_decay_parameter_names(model)
             groups = parameter_groups(model, decayed, args.weight_decay, args.learning_rate, self.learning_rates)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
@@ -75,12 +93,12 @@ class UnifiedTrainer(ResumableTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.balance:  # before labels are counted
             batches = [self._prepare_inputs(batch) for batch in batches]
-            self.balance.thin(batches, self.model, self.state.global_step)
+            self.balance.thin(batches, self.unified, self.state.global_step)
         counts = sum((self._count_predicted(batch["labels"]) for batch in batches), torch.zeros(2, dtype=torch.long))
         return batches, self.accelerator.reduce(counts.to(device), "sum")
 
     def _count_predicted(self, labels_BT: torch.Tensor) -> torch.Tensor:
-        text = count_text_targets(labels_BT, self.model.config)
+        text = count_text_targets(labels_BT, self.unified.config)
         return torch.tensor([text, int((labels_BT[:, 1:] != -100).sum()) - text])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -92,13 +110,11 @@ class UnifiedTrainer(ResumableTrainer):
         """
         inputs = dict(inputs)
         indices_B = inputs.pop("sample_indices")
-        # Ranks must call the model equally often, and whoever wants outputs wants those of the whole batch.
-        whole = return_outputs or self.accelerator.num_processes > 1
         sums = torch.zeros(2, device=self.args.device)
-        for part in [inputs] if whole else parts_of_like_length(inputs, self.model):
+        for part in [inputs] if return_outputs else self._in_rows(inputs):
             outputs = model(**part)
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
-            self._window.add(outputs, part.get("image_tokens"), self.model.model.image_head)
+            self._window.add(outputs, part.get("image_tokens"), self.unified.model.image_head)
         if not torch.isfinite(sums).all():
             raise FloatingPointError(self._not_finite(sums.tolist(), indices_B.tolist()))
         # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
@@ -110,6 +126,13 @@ class UnifiedTrainer(ResumableTrainer):
                 "model, or leave such data out"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _in_rows(self, inputs: dict[str, torch.Tensor]) -> Iterable[dict[str, torch.Tensor]]:
+        """The batch as the model is called with it, in one or several parts."""
+        if self.packed_length:
+            return [pack(inputs, self.unified, self.packed_length)]
+        # Ranks must call the model equally often.
+        return [inputs] if self.accelerator.num_processes > 1 else parts_of_like_length(inputs, self.unified)
 
     def _not_finite(self, sums: list[float], indices: list[int]) -> str:
         kinds = [kind for kind, total in zip(("text", "image"), sums, strict=True) if not math.isfinite(total)]
@@ -125,54 +148,19 @@ class UnifiedTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds loss and perplexity of each kind since the last log, and how the vision tower is."""
         if "loss" in logs:
-            logs.update(self._window.means())
+            logs.update(self._window.means(self.accelerator))
             self._window = LossWindow()
-            if self.model.config.num_codes:
-                logs["active_codes"] = int(self.model.model.image_head.active_codes.sum())
+            if self.unified.config.num_codes:
+                logs["active_codes"] = int(self.unified.model.image_head.active_codes.sum())
             if self.balance:
                 logs.update(self.balance.logs())
             if self.guard:
-                logs.update(self.guard.logs(self.model, self.state.global_step))
+                logs.update(self.guard.logs(self.unified, self.state.global_step))
         super().log(logs, start_time)
 
 
-def parts_of_like_length(inputs: dict[str, torch.Tensor], model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Cuts a right-padded batch into parts whose rows have lengths that round up to the same multiple of LENGTH_STEP.
-
-    Rows are independent and losses are summed, so nothing changes but the padding: beside an image with its questions
-    a line of plain text is three quarters padding.
-    """
-    config, lengths_B = model.config, inputs["attention_mask"].sum(1)
-    steps_B = (lengths_B + LENGTH_STEP - 1) // LENGTH_STEP
-    slots_B = (inputs["input_ids"] == config.image_token_id).sum(1)
-    features_B = (inputs["input_ids"] == config.image_feature_token_id).sum(1)
-    rows_of = {  # for each kind of image input, the row that each of its entries stands in
-        name: rows_of_entries(holes_B, (holes_B.sum() // len(inputs[name])).repeat(len(inputs[name])))
-        for names, holes_B in (
-            (("image_tokens", "pixel_values"), slots_B),
-            (("feature_pixel_values", "feature_tokens"), features_B),
-        )
-        for name in names
-        if name in inputs
-    }
-    if "feature_sizes" in inputs:  # images of different sizes
-        features_of = model.model.encoders["features"].num_tokens
-        features_N = torch.tensor([features_of(*size) for size in inputs["feature_sizes"].tolist()])
-        rows_of["feature_pixel_values"] = rows_of["feature_sizes"] = rows_of_entries(features_B, features_N)
-    for step in steps_B.unique():
-        rows_B = steps_B == step
-        longest = int(lengths_B[rows_B].max())
-        part = {name: inputs[name][rows_B, :longest] for name in ("input_ids", "attention_mask", "labels")}
-        for name, rows_N in rows_of.items():
-            chosen_N = rows_B[rows_N]
-            if bool(chosen_N.any()):
-                part[name] = inputs[name][chosen_N]
-        yield part
-
-
-def rows_of_entries(holes_B: torch.Tensor, holes_N: torch.Tensor) -> torch.Tensor:
-    """In which row N entries stand that fill `holes_N` placeholders each, where the rows have `holes_B`."""
-    return torch.searchsorted(holes_B.cumsum(0), holes_N.cumsum(0))
+class UnifiedTrainer(LossesPerKind, Trainer):
+    """transformers' `Trainer` with our losses and whole checkpoints."""
 
 
 class Collator:
@@ -193,7 +181,7 @@ class Collator:
 
 
 class LossWindow:
-    """Sums since the last log, over the micro-batches of this rank.
+    """Sums since the last log, over the micro-batches of this process.
 
     A z-loss is in the losses, and so in the perplexities: where z is 10, a weight of 1e-5 makes them 0.1% too high.
     """
@@ -215,9 +203,12 @@ class LossWindow:
             self.totals["tokens"] += image_tokens.numel()
             self.totals["masked"] += int((~active_K[image_tokens.long()]).sum())
 
-    def means(self) -> dict[str, float]:
-        """What the log shows; what did not occur is left out."""
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """What the log shows, over all processes; what did not occur is left out."""
         sums, logs = self.totals, {}
+        if accelerator.num_processes > 1:
+            added = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), "sum")
+            sums = dict(zip(sums, added.tolist(), strict=True))
         for kind in ("text", "image"):
             if sums[f"{kind}s"]:
                 logs[f"{kind}_loss"] = sums[kind] / sums[f"{kind}s"]

@@ -373,7 +373,7 @@ def test_a_siglip_of_another_shape_is_refused(folders):
 
 def test_nothing_is_unpickled(folders, tmp_path):
     torch.save({"encoder.conv_in.weight": torch.zeros(1)}, tmp_path / "vqgan.ckpt")
-    with pytest.raises(ValueError, match="vqgan.ckpt is no safetensors file .* save them as safetensors first"):
+    with pytest.raises(ValueError, match="vqgan.ckpt is no safetensors file .* make safetensors of them first"):
         convert(published_config(), **parts_of(folders, vqgan=tmp_path / "vqgan.ckpt"))
     with pytest.raises(ValueError, match="holds no trained SigLIP"):
         convert(published_config(), **parts_of(folders, siglip=tmp_path))

@@ -103,3 +103,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_trainer, tmp_pat
 def test_a_batch_that_cannot_be_cut_equally_is_refused(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="10 is not a multiple of micro_batches 3"):
         make_trainer(tmp_path, micro_batches=3)
+
+
+def test_samples_that_share_rows_teach_what_they_teach_alone(make_trainer, tmp_path):
+    fields = {"steps": 1, "max_grad_norm": 0.0, "steps_per_code": None}
+    alone, log = first_update(make_trainer(tmp_path / "alone", **fields))
+    trainer = make_trainer(tmp_path / "packed", **fields)
+    trainer.packed_length = 200
+    shapes = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    packed, packed_log = first_update(trainer)
+    assert len(shapes) == 1 and shapes[0][0] < 10 and shapes[0][1] <= 200
+    for name, gradient in alone.items():
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+    for key in ("loss", "text_loss", "image_loss"):
+        assert packed_log[key] == pytest.approx(log[key], abs=1e-5)

@@ -17,6 +17,7 @@ class Recipe:
     # Matrix products in bfloat16 where the hardware has them (GPUs, CPUs with AMX: half the time there; losses agree
     # with float32 to 3 digits), weights and losses in float32. Elsewhere all is float32.
     bf16: bool = True
+    activation_checkpointing: bool = False  # layers are computed again in the backward pass, to save memory
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 0.0
@@ -157,7 +158,6 @@ class LanguageModelRecipe(Recipe):
     learning_rates: dict[str, float] = field(default_factory=dict)  # of parts that do not learn at `learning_rate`
     dropout: float = 0.0  # of what attention and MLP add to the stream
     lora: Lora | None = None  # adapters are trained instead of the model
-    activation_checkpointing: bool = False  # layers are computed again in the backward pass, to save memory
 
     # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
     steps_per_code: float | None = None

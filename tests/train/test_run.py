@@ -1,0 +1,100 @@
+"""The command on data of one's own: named on the command line, read, trained on, told of in the record."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForMultimodalLM
+
+from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
+from train.recipes import RECIPES, spark
+from train.recipes.kinds import Source
+from train.run import located, main
+
+
+@pytest.fixture
+def own_data(tmp_path, make_image):
+    """A folder of images with captions, and texts: (folder, file)."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    captions = []
+    for number in range(6):
+        make_image(number, 8, 8).save(folder / f"{number}.png")
+        captions.append({"file_name": f"{number}.png", "text": f"picture {number}"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, captions)))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": f"text {number}"}) for number in range(5)))
+    return folder, texts
+
+
+@pytest.fixture
+def recipe(tmp_path, make_tiny_config, make_tiny_processor, monkeypatch):
+    torch.manual_seed(0)
+    config = make_tiny_config("ugen")
+    UnifiedForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    make_tiny_processor(config).save_pretrained(tmp_path / "model")
+    sources = (
+        Source("texts", 1, "text"),
+        Source("read", 1, "image_to_caption"),
+        Source("drawn", 2, "caption_to_image"),
+    )
+    recipe = replace(
+        spark.ugen(), name="spark/own", model=str(tmp_path / "model"), sources=sources, packed_length=200, steps=3,
+        batch_size=4, steps_per_code=None, text_model=None, bf16=False, attention="sdpa", log_every=1, sample_every=10,
+    )  # fmt: skip
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: recipe)
+    return recipe
+
+
+def test_trains_on_data_that_the_command_line_names(recipe, own_data, tmp_path):
+    folder, texts = own_data
+    output = tmp_path / "run"
+    given = [f"--data={name}={path}" for name, path in (("texts", texts), ("read", folder), ("drawn", folder))]
+    assert main(["--recipe", "spark/own", "--output", str(output), *given]) == 0
+    record = json.loads((output / "training.json").read_text())
+    assert record["steps"] == 3 and record["skipped_rows"] == {"texts": 0, "read": 0, "drawn": 0}
+    assert {source["name"]: source["path"] for source in record["recipe"]["sources"]} == {
+        "texts": str(texts), "read": str(folder), "drawn": str(folder),
+    }  # fmt: skip
+    assert (output / "curves.png").exists() and not (output / "samples").exists()
+    assert {"text_loss", "image_loss"} <= record["last_log"].keys()
+    UnifiedForConditionalGeneration.from_pretrained(output)
+
+
+def test_a_source_without_a_place_is_refused(recipe, tmp_path):
+    with pytest.raises(ValueError, match="texts"):
+        main(["--recipe", "spark/own", "--output", str(tmp_path / "run")])
+
+
+def test_a_source_that_the_recipe_does_not_have_is_refused(recipe):
+    with pytest.raises(ValueError, match="--data names words, but the sources of spark/own are: texts, read, drawn"):
+        located(recipe, ["words=/nowhere"])
+
+
+def test_data_of_ones_own_need_a_tokenizer(recipe, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, model=None))
+    with pytest.raises(ValueError, match="neither a model nor a text_model"):
+        main(["--recipe", "spark/own", "--output", str(tmp_path / "run")])
+
+
+def test_lora_leaves_an_adapter_that_loads(recipe, own_data, tmp_path):
+    folder, texts = own_data
+    output = tmp_path / "run"
+    given = [f"--data={name}={path}" for name, path in (("texts", texts), ("read", folder), ("drawn", folder))]
+    command = ["--recipe", "spark/own", "--output", str(output), "--lora", *given]
+    assert main([*command, "--max-steps", "2"]) == 0
+    assert (output / "adapter_model.safetensors").exists() and not (output / "model.safetensors").exists()
+    whole = UnifiedForConditionalGeneration.from_pretrained(recipe.model).state_dict()
+    adapted = AutoModelForMultimodalLM.from_pretrained(output)
+    weights = adapted.state_dict()
+    learned = [name for name in weights if "lora_B" in name]
+    assert learned and any(bool(weights[name].any()) for name in learned)
+    kept = {name.replace(".base_layer", ""): value for name, value in weights.items() if "lora_" not in name}
+    assert all(torch.equal(kept[name], value) for name, value in whole.items())
+
+
+def test_adapters_need_a_model(recipe, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, model=None, sources=()))
+    with pytest.raises(ValueError, match="belong to a trained model"):
+        main(["--recipe", "spark/own", "--output", str(tmp_path / "run"), "--lora"])
