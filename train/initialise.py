@@ -53,13 +53,15 @@ def build_model(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerBase)
     Raises:
         ValueError: a part that is not there or does not fit; see the functions that load them.
     """
-    torch.manual_seed(recipe.seed)
     if is_chameleon(recipe):
         return build_chameleon(recipe)
+    if recipe.codec is None and "codec_config" in recipe.parts:
+        raise ValueError(f"parts change fields of a codec, {recipe.parts['codec_config']}, but the recipe names none")
     codec = load_codec(recipe.codec, recipe.parts.get("codec_config")) if recipe.codec else None
     text_model = load_text_model(recipe.text_model) if recipe.text_model else None
     tower, features = load_tower(recipe.tower) if recipe.tower else (None, {})
     config = build_config(recipe, tokenizer, codec.config if codec else VQCodecConfig(), text_model, tower)
+    torch.manual_seed(recipe.seed)
     model = UnifiedForConditionalGeneration(config)
     if codec:
         model.model.codec.load_state_dict(codec.state_dict())
@@ -89,7 +91,7 @@ def build_config(
     Raises:
         ValueError: a `text_config` beside a text model of others, a tower beside a `vision_config` or without features.
     """
-    parts = {name: value for name, value in recipe.parts.items() if not (name == "codec_config" and recipe.codec)}
+    parts = {name: value for name, value in recipe.parts.items() if name != "codec_config"}  # it is in the codec's
     row = PARADIGMS[recipe.paradigm] | parts
     between = {}
     if row["image_order"] == "lines":
@@ -191,19 +193,28 @@ def is_chameleon(recipe: LanguageModelRecipe) -> bool:
 
 def chameleon_config(recipe: LanguageModelRecipe) -> UnifiedConfig:
     """The paradigm as it was published, whose ids are Chameleon's."""
-    size = [recipe.image_size, recipe.image_size]
-    return UnifiedConfig.for_paradigm(recipe.paradigm, **{"image_size": size, **recipe.parts})
+    fields = {
+        "image_size": [recipe.image_size, recipe.image_size],
+        "loss_on_mask": recipe.loss_on_mask,
+        "inactive_codes_in_softmax": recipe.inactive_codes_in_softmax,
+    }
+    return UnifiedConfig.for_paradigm(recipe.paradigm, **(fields | recipe.parts))
 
 
 def build_chameleon(recipe: LanguageModelRecipe) -> UnifiedForConditionalGeneration:
     """Chameleon's language model and VQ-GAN with a SigLIP; see `train.chameleon.convert`."""
     if recipe.tower is None:
         raise ValueError(f"{recipe.text_model} is a Chameleon, which becomes a model with a vision tower: name a tower")
+    if recipe.codec is None or not Path(recipe.codec).is_file():
+        raise ValueError(
+            f"{recipe.text_model} is a Chameleon, whose codec is its own VQ-GAN, and {recipe.codec} is no file: name "
+            "that VQ-GAN's weights as safetensors, in the layout of taming-transformers (vqgan.ckpt of Meta's release)"
+        )
     return chameleon.convert(
         chameleon_config(recipe),
         Path(trained_folder(recipe.text_model, "Chameleon")),
         Path(trained_folder(recipe.tower, "SigLIP")),
-        Path(recipe.codec) if recipe.codec else None,
+        Path(recipe.codec),
     )
 
 

@@ -8,6 +8,7 @@ B batch, T sequence, L image tokens, D code dimension, h, w rows and columns of 
 """
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ from transformers import (
 from modeling_unified.codecs_unified import VQCodec
 from modeling_unified.configuration_unified import PARADIGMS, UnifiedConfig, VQCodecConfig
 from train.chameleon import build_checkpoint, codec_weights, convert
+from train.initialise import build_model, write_checkpoint
+from train.recipes import unitoken
 from train.tokenizer import SPECIAL_TOKENS
 
 CODES, FIRST_TEXT, VOCABULARY = 16, 45, 301
@@ -58,6 +61,12 @@ SIGLIP = {
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
+TINY_PARTS = {
+    "text_config": {"model_type": "chameleon", **TEXT, "vocabulary_map": {}, "vq_config": VQ},
+    "codec_config": {"model_type": "unified_vq", **CODEC},
+    "vision_config": {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
+    "tile_grids": None,
+}
 
 
 def vocabulary() -> dict[str, int]:
@@ -69,14 +78,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def published_config(**overrides) -> UnifiedConfig:
-    parts = {
-        "text_config": {"model_type": "chameleon", **TEXT, "vocabulary_map": {}, "vq_config": VQ},
-        "codec_config": {"model_type": "unified_vq", **CODEC},
-        "vision_config": {"model_type": "siglip_vision_model", **SIGLIP, "vision_use_head": False},
-        "image_size": [16, 16],
-        "tile_grids": None,
-    }
-    return UnifiedConfig.for_paradigm("unitoken", **(parts | IDS | overrides))
+    return UnifiedConfig.for_paradigm("unitoken", **(TINY_PARTS | IDS | {"image_size": [16, 16]} | overrides))
 
 
 @torch.no_grad()
@@ -310,6 +312,27 @@ def test_a_checkpoint_is_saved_whole(folders, tmp_path, model, make_image):
     codes = [4 + code for code in drawn.image_tokens[0][0].tolist()]
     rows = [token for row in range(4) for token in [*codes[4 * row : 4 * row + 4], 27]]
     assert drawn.sequences[0, len(ids) :].tolist() == [21, 32, 32, *rows, 20]
+
+
+def test_a_recipe_begins_with_it(folders, tmp_path, model):
+    recipe = replace(
+        unitoken.stage_1(),
+        text_model=str(folders / "chameleon"),
+        tower=str(folders / "siglip"),
+        codec=str(folders / "vqgan.safetensors"),
+        image_size=16,
+        parts=TINY_PARTS | IDS,
+    )
+    record = write_checkpoint(recipe, tmp_path)
+    assert record["rows"] == {"text_model": VOCABULARY, "new_tokens": 0, "codes": CODES}
+    again = AutoModelForMultimodalLM.from_pretrained(tmp_path)
+    for name, weights in model.state_dict().items():
+        if "vqmodel" not in name:
+            assert torch.equal(weights, again.state_dict()[name]), name
+    with pytest.raises(ValueError, match="whose codec is its own VQ-GAN, and facebook/chameleon-7b is no file"):
+        build_model(replace(recipe, codec="facebook/chameleon-7b"), tokenizer=None)
+    with pytest.raises(ValueError, match="is a Chameleon, which becomes a model with a vision tower"):
+        build_model(replace(recipe, tower=None), tokenizer=None)
 
 
 def test_another_vocabulary_is_refused(folders, tmp_path):
