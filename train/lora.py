@@ -10,7 +10,8 @@
 Everything else is frozen, and the folder of an adapter does not hold it. It names the model it was made for, by the
 folder or Hub id that this was loaded from. `AutoModelForMultimodalLM.from_pretrained(adapter_folder)` and
 `PeftModel.from_pretrained(model, adapter_folder)` load both; `merge_and_unload()` makes one model of them, which is
-saved like any other.
+saved like any other. With tied rows transformers' report of the former calls `trainable_tokens_delta` of the head
+missing, without reason: it is the embedding's.
 
 Which image codes are active (progressive vocabulary learning) is a matter of the model, not of the adapter: adapters of
 a run that ends before all are active do not fit their model.

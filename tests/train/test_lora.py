@@ -1,5 +1,8 @@
 """Adapters of every row: they begin as nothing, learn what whole training would teach them, and draw the same wherever
-they are loaded, merged or not."""
+they are loaded, merged or not.
+
+R rank, I inputs of a layer
+"""
 
 from dataclasses import replace
 
@@ -116,7 +119,8 @@ def test_gradients_are_those_of_whole_training(load_model, make_batch, paradigm,
     batch = make_batch(whole)
     losses(whole, batch).sum().backward()
     of_whole = {name: parameter.grad for name, parameter in whole.named_parameters()}
-    adapted = add_lora(load_model(paradigm, tie_word_embeddings=tied), everything(paradigm)).train()
+    lora = everything(paradigm)
+    adapted = add_lora(load_model(paradigm, tie_word_embeddings=tied), lora).train()
     losses(adapted, batch).sum().backward()
     layers = dict(adapted.get_base_model().named_modules())
     norms, rows = {}, new_rows(whole.config)
@@ -126,9 +130,9 @@ def test_gradients_are_those_of_whole_training(load_model, make_batch, paradigm,
             continue  # behind a B of zeros it has no gradient yet
         if ".lora_B." in name:
             layer_name = name.split(".lora_B.")[0]
-            layer = layers[layer_name]
-            matrix = of_whole[f"{layer_name}.weight"]
-            expected, what = layer.scaling["default"] * matrix @ layer.lora_A["default"].weight.T, "adapters"
+            a_RI = layers[layer_name].lora_A["default"].weight
+            expected = lora.alpha / lora.rank * of_whole[f"{layer_name}.weight"] @ a_RI.T
+            what = "adapters"
         elif "token_adapter" in name:
             what = name.split(".token_adapter")[0]
             expected = of_whole[f"{what}.weight"][rows]

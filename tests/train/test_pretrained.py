@@ -118,8 +118,10 @@ def save_gemma2(folder) -> None:
 
 
 def save(model, tokenizer, folder) -> None:
-    """Norms that differ from none at all, too."""
+    """With norms that differ from none at all, and rows around a mean, as trained ones are."""
     with torch.no_grad():
+        for module in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            module.weight.add_(0.1 * torch.randn(module.weight.shape[1]))
         for name, parameter in model.named_parameters():
             if "norm" in name or parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
@@ -206,7 +208,7 @@ def test_new_rows_lie_around_the_mean(pair):
     ):
         new_VH = ours_VH[len(theirs_VH) :]
         apart_VH = (new_VH - theirs_VH.mean(0)) / theirs_VH.std(0)
-        assert 0.07 < float(apart_VH.std()) < 0.13 and float(apart_VH.mean().abs()) < 0.02
+        assert 0.07 < float(apart_VH.std()) < 0.13 and float(apart_VH.mean(0).abs().max()) < 0.12
         assert len(new_VH.unique(dim=0)) == len(new_VH) >= 16
 
 
@@ -275,7 +277,8 @@ def test_padding_that_is_a_token_too_gets_gradients(pair):
 
 
 def test_the_models_own_chat_goes_on(folders, pair):
-    """The same prompt, the same ids, the same greedy answer."""
+    """The same prompt, the same ids, the same greedy answer, but that ours never writes tokens of images as text: what
+    a random Qwen does and a trained one does not."""
     name, source, model, processor, _ = pair
     if name == "gemma2":
         assert processor.chat_template == CHAT_TEMPLATE  # it has none
@@ -286,7 +289,8 @@ def test_the_models_own_chat_goes_on(folders, pair):
     ids_BT = theirs(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     inputs = processor(text=prompt, add_special_tokens=False)
     assert torch.equal(inputs["input_ids"], ids_BT)
-    expected = source.generate(ids_BT, max_new_tokens=8, do_sample=False)
+    blocked = model.blocked_ids(images=False)[: rows_of(source)].nonzero().flatten().tolist()
+    expected = source.generate(ids_BT, max_new_tokens=8, do_sample=False, suppress_tokens=blocked or None)
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), expected)
 
 
