@@ -8,6 +8,7 @@ Fixtures (each test gets its own copy, seeded, so it may change it freely):
     tiny_model        UnifiedForConditionalGeneration built from tiny_config, eval mode
     tiny_processor    UnifiedProcessor that fits tiny_model
     make_tiny_config  callable(paradigm, **overrides) -> UnifiedConfig, for another paradigm, backbone or flag
+    make_tiny_row     the same for a row with all that it may read: `unifluid` reads what it edits as latents, too
     make_tiny_processor  callable(config) -> UnifiedProcessor, for another config or fixtures of a wider scope
     make_image        callable(seed=0, height=8, width=8) -> RGB PIL.Image of seeded noise
 
@@ -182,6 +183,15 @@ def make_tiny_config(trained_tokenizer, tokenizer_with_lines):
             "image_feature_token_id": tokenizer.image_feature_token_id,
         }
         return UnifiedConfig.for_paradigm(paradigm, **(arguments | fields | parts | overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_tiny_row(make_tiny_config):
+    def make(paradigm: str, **overrides):
+        parts = {"image_inputs": ["features", "latents"]} if paradigm == "unifluid" else {}
+        return make_tiny_config(paradigm, **parts | overrides)
 
     return make
 

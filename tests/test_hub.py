@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_unified.configuration_unified import PARADIGMS
+
 TESTS = Path(__file__).parent
 PROBE = TESTS / "hub_probe.py"
 ANSWERS = (
@@ -21,16 +23,13 @@ ANSWERS = (
 )  # fmt: skip
 
 
-ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
-
-
-@pytest.fixture(scope="module", params=ROWS)
-def saved(request, tmp_path_factory, make_tiny_config, make_tiny_processor) -> Path:
+@pytest.fixture(scope="module", params=PARADIGMS)
+def saved(request, tmp_path_factory, make_tiny_row, make_tiny_processor) -> Path:
     from modeling_unified import UnifiedForConditionalGeneration
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("hub") / "model"
-    config = make_tiny_config(request.param, **ROWS[request.param])
+    config = make_tiny_row(request.param)
     UnifiedForConditionalGeneration(config).save_pretrained(folder)
     make_tiny_processor(config).save_pretrained(folder)
     return folder

@@ -1,15 +1,23 @@
 """Fixtures of the training tests: real scenes with made-up codes, and runs of the tiny model on them.
 
 scenes        list of (Scene, codes [16]), as SceneSource takes them
+picture       callable(model, processor, seed=0, height=8, width=8) -> image part of a conversation: pixels and tokens
+start         callable(command, processes=2, **options of Popen) -> processes that run it, and meet where they are two
 make_trainer  callable(folder, **recipe fields) -> UnifiedTrainer over a 3:2:5 mixture, float32, no pictures
 """
 
 import copy
+import os
 import random
+import socket
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +29,34 @@ def scenes():
     return [
         (sample_scene(random.Random(n), held_out), torch.randint(0, 16, (16,), generator=generator)) for n in range(12)
     ]
+
+
+@pytest.fixture(scope="session")
+def picture(make_image):
+    from train.conversations import image
+
+    def make(model, processor, seed: int = 0, height: int = 8, width: int = 8):
+        pixels = make_image(seed, height, width)
+        view_1CHW = processor.image_processor(pixels, return_tensors="pt")["pixel_values"]
+        return image(model.encode_images(view_1CHW)[0], pixels)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start():
+    def start(command: list[str], processes: int = 2, **options) -> list[subprocess.Popen]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        if processes == 1:
+            return [subprocess.Popen(command, env=environment, **options)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+        ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+        return [subprocess.Popen(command, env=environment | rank, **options) for rank in ranks]
+
+    return start
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 test_processes.py runs this file as a script: `process_probe.py MODELS OUTPUT [--micro-batches N] [--stop-at STEP]
 [--resume]`. MODELS holds a folder for each model with its processor. OUTPUT gets, for each, a run's folder, and beside
-it NAME.json with the losses of all steps and NAME.safetensors with the weights.
+it NAME.json with the losses of all steps and NAME.safetensors with the weights; kinds.json says what each of two
+processes trains on in each step.
 
 Chance is seeded by the samples of a micro-batch, so that one process with two micro-batches and two processes with one
 each draw the same orders and noises.
@@ -71,7 +72,8 @@ def build(folder: Path, output: Path, micro_batches: int) -> UnifiedTrainer:
         SceneSource(scenes, 1, image_to_text(recipe, show)),
         SceneSource(scenes, 2, text_to_image(recipe, show)),
     )
-    mixture = Mixture([(source, 1) for source in sources], STEPS * BATCH, recipe.seed)
+    parts = [(source, 1) for source in sources]
+    mixture = Mixture(parts, STEPS * BATCH, recipe.seed, names=("text", "read", "drawn"))
     trainer = build_trainer(recipe, output, model, processor, mixture)
     trainer.__class__ = SeededTrainer
     return trainer
@@ -97,6 +99,8 @@ def main() -> None:
         if trainer.is_world_process_zero():
             history = [row for row in trainer.state.log_history if "loss" in row]
             (args.output / f"{folder.name}.json").write_text(json.dumps(history))
+            kinds = [trainer.train_dataset.name_of(index) for index in range(STEPS * BATCH)]
+            (args.output / "kinds.json").write_text(json.dumps(list(zip(kinds[::2], kinds[1::2], strict=True))))
             save_file(
                 {name: value.clone() for name, value in weights.items()}, args.output / f"{folder.name}.safetensors"
             )

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -35,7 +33,6 @@ from train.patches import PLACES, Lowest, Patches, PatchSource, PatchStream, cha
 from train.recipes import CODEBOOKS
 from train.recipes.kinds import CodebookRecipe
 
-ROOT = Path(__file__).parents[2]
 SIDE = 4
 SIZE = 3 * SIDE**2
 
@@ -404,14 +401,9 @@ ranks.leave()
 """
 
 
-def test_two_processes_build_the_codebook_of_one(full, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def test_two_processes_build_the_codebook_of_one(full, tmp_path, start):
     (tmp_path / "two").mkdir()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER, json.dumps(vars(full)), str(tmp_path / "two")]
-    workers = [subprocess.Popen(command, cwd=ROOT, env=os.environ | shared | {"RANK": rank}) for rank in "01"]
+    workers = start([sys.executable, "-c", WORKER, json.dumps(vars(full)), str(tmp_path / "two")])
     one = build(full, tmp_path / "one")
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     two = Build.load(tmp_path / "two" / "checkpoint-5")

@@ -14,7 +14,8 @@ from modeling_unified import PatchCodec, PatchCodecConfig, UnifiedForConditional
 from processing_unified import UnifiedProcessor
 from train.balance import LongTailBalance
 from train.gradient_angle import cosines, main, make_batches, measure, origin, weight_groups
-from train.initialise import build_model, build_processor
+from train.initialise import build_model
+from train.processors import build_processor
 from train.recipes import spark
 from train.record import to_json, write_json
 

@@ -12,10 +12,10 @@ import train.language_model
 from modeling_unified import KLCodec, KLCodecConfig, PatchCodec, PatchCodecConfig, VQCodec, VQCodecConfig
 from modeling_unified.configuration_unified import PARADIGMS
 from train.language_model import train_language_model
+from train.packing import parts_of_like_length
 from train.recipes import RECIPES
 from train.recipes.studies import LAMBDAS, UNITOKEN_STUDIES
 from train.scenes import Drawings, render
-from train.trainer import parts_of_like_length
 
 TINY = {"micro_batches": 1, "bf16": False, "attention": "sdpa", "warmup_steps": 1, "log_every": 1, "sample_every": 99}
 TEXT = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForMultimodalLM
 
-from train.conversations import assistant, image, text, user
+from modeling_unified.configuration_unified import PARADIGMS
+from train.conversations import assistant, text, user
 from train.lora import add_lora, new_rows
 from train.parts import part_of
 from train.recipes.kinds import Lora
 
-ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
 BESIDE = {
     "ugen": (),
     "unifluid": ("tower", "projector", "image_head", "image_order"),
@@ -27,7 +27,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def save_model(make_tiny_config, tmp_path_factory):
+def save_model(make_tiny_row, tmp_path_factory):
     """Callable: the folder of a saved model of a row, whose predictions differ from place to place."""
     from modeling_unified import UnifiedForConditionalGeneration
 
@@ -36,7 +36,7 @@ def save_model(make_tiny_config, tmp_path_factory):
     def save(paradigm: str, **overrides):
         key = (paradigm, *overrides.items())
         if key not in folders:
-            config = make_tiny_config(paradigm, **ROWS[paradigm], **overrides)
+            config = make_tiny_row(paradigm, **overrides)
             config.text_config.initializer_range = 0.2
             torch.manual_seed(0)
             folders[key] = tmp_path_factory.mktemp(paradigm)
@@ -57,19 +57,15 @@ def load_model(save_model):
 
 
 @pytest.fixture
-def make_batch(make_tiny_processor, make_image):
+def make_batch(make_tiny_processor, picture):
     """Callable: text, an image that is read and one that is drawn, as inputs of a model."""
 
     def make(model):
         processor = make_tiny_processor(model.config)
 
-        def picture(seed: int):
-            pixels_1CHW = processor.image_processor(make_image(seed), return_tensors="pt")["pixel_values"]
-            return image(model.encode_images(pixels_1CHW)[0], make_image(seed))
-
         conversations = [
-            [user(picture(1), text("how many?")), assistant(text("two cats"))],
-            [user(text("a pizza")), assistant(picture(2))],
+            [user(picture(model, processor, 1), text("how many?")), assistant(text("two cats"))],
+            [user(text("a pizza")), assistant(picture(model, processor, 2))],
             [assistant(text("a red heart"))],
         ]
         supervised = model.config.image_inputs == ["features"]
@@ -100,7 +96,7 @@ def disturb(model) -> None:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("paradigm", ROWS)
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_an_adapter_begins_as_nothing(load_model, make_batch, paradigm):
     model = load_model(paradigm).eval()
     batch = make_batch(model)
@@ -111,7 +107,7 @@ def test_an_adapter_begins_as_nothing(load_model, make_batch, paradigm):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("paradigm", ROWS)
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_gradients_are_those_of_whole_training(load_model, make_batch, paradigm, tied):
     """Rows and parts have the gradients of the whole tensors, and B that of its layer's matrix times A; the rest has
     none."""
@@ -158,7 +154,7 @@ def test_the_head_is_trained_in_the_rows_of_codes_alone(load_model, make_batch):
     assert changed == new_rows(model.config)
 
 
-@pytest.mark.parametrize("paradigm", ROWS)
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_adapters_draw_alike_wherever_they_are_loaded(load_model, make_batch, prompt, paradigm, tmp_path):
     base = load_model(paradigm)
     batch, inputs = make_batch(base), prompt(base)

@@ -3,34 +3,32 @@
 import pytest
 import torch
 
-from train.conversations import assistant, image, text, user
+from modeling_unified.configuration_unified import PARADIGMS
+from train.conversations import assistant, text, user
 from train.packing import arrange, pack, samples_of_entries
 
-ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
 LONGEST = 128
 
 
-@pytest.fixture(params=ROWS)
-def batch(request, make_tiny_config, make_tiny_processor, make_image):
+@pytest.fixture(params=PARADIGMS)
+def batch(request, make_tiny_row, make_tiny_processor, picture):
     """A model with predictions that differ from place to place, and samples of every task as one batch of it."""
     from modeling_unified import UnifiedForConditionalGeneration
 
-    config = make_tiny_config(request.param, **ROWS[request.param])
+    config = make_tiny_row(request.param)
     config.text_config.initializer_range = 0.2
     torch.manual_seed(0)
     model, processor = UnifiedForConditionalGeneration(config).eval(), make_tiny_processor(config)
 
-    def picture(seed: int, height: int = 8, width: int = 8) -> dict:
-        pixels = make_image(seed, height, width)
-        tokens = model.encode_images(processor.image_processor(pixels, return_tensors="pt")["pixel_values"])[0]
-        return image(tokens, pixels)
+    def show(*seed_and_size: int) -> dict:
+        return picture(model, processor, *seed_and_size)
 
     conversations = [
         [assistant(text("two cats"))],
-        [user(picture(1, 8, 6)), assistant(text("a red heart"))],
-        [user(text("a pizza")), assistant(picture(2))],
-        [user(picture(3), picture(4, 4, 8), text("how many?")), assistant(text("one"))],
-        [user(picture(5), text("a blue cat")), assistant(picture(6))],
+        [user(show(1, 8, 6)), assistant(text("a red heart"))],
+        [user(text("a pizza")), assistant(show(2))],
+        [user(show(3), show(4, 4, 8), text("how many?")), assistant(text("one"))],
+        [user(show(5), text("a blue cat")), assistant(show(6))],
         [assistant(text("three apples")), assistant(text("a cat"))],
     ]
     inputs = dict(processor.encode_conversations(conversations, supervise_features=request.param == "uvu"))

@@ -42,8 +42,9 @@ from modeling_unified.codecs_unified import PatchCodec, VQCodec
 from modeling_unified.configuration_unified import VQCodecConfig
 from modeling_unified.language_head_unified import token_losses
 from processing_unified.layout_unified import CHAT_TEMPLATE
-from train.initialise import build_model, build_processor, build_tokenizer, main, write_checkpoint
+from train.initialise import build_model, build_tokenizer, main, write_checkpoint
 from train.pretrained import load_text_model, load_tokenizer, put_no_space_first
+from train.processors import build_processor
 from train.recipes import spark
 from train.scenes import DATA
 from train.tokenizer import SPECIAL_TOKENS

@@ -8,8 +8,9 @@ from peft import PeftModel
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from modeling_unified.configuration_unified import PARADIGMS
 from train.arguments import training_arguments
-from train.conversations import assistant, image, text, user
+from train.conversations import assistant, text, user
 from train.dropout import ResidualDropout
 from train.lora import add_lora
 from train.mixture import Mixture
@@ -20,7 +21,6 @@ from train.tower_guard import TowerGuard
 from train.trainer import Collator, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every
 
-ROWS = {"ugen": {}, "unifluid": {"image_inputs": ["features", "latents"]}, "uvu": {}, "unitoken": {}}
 BESIDE = {
     "ugen": (),
     "unifluid": ("tower", "projector", "image_head", "image_order"),
@@ -45,7 +45,7 @@ class Listed:
 
 
 @pytest.fixture(scope="module")
-def saved(make_tiny_config, make_tiny_processor, make_image, tmp_path_factory):
+def saved(make_tiny_row, make_tiny_processor, picture, tmp_path_factory):
     """Callable: folder of a row's model, its processor, and conversations of every task."""
     from modeling_unified import UnifiedForConditionalGeneration
 
@@ -54,22 +54,19 @@ def saved(make_tiny_config, make_tiny_processor, make_image, tmp_path_factory):
     def make(paradigm: str):
         if paradigm in rows:
             return rows[paradigm]
-        config = make_tiny_config(paradigm, **ROWS[paradigm])
+        config = make_tiny_row(paradigm)
         config.text_config.initializer_range = 0.2
         torch.manual_seed(0)
         model, processor = UnifiedForConditionalGeneration(config), make_tiny_processor(config)
         folder = tmp_path_factory.mktemp(paradigm)
         model.save_pretrained(folder)
 
-        def picture(seed: int):
-            pixels_1CHW = processor.image_processor(make_image(seed), return_tensors="pt")["pixel_values"]
-            return image(model.encode_images(pixels_1CHW)[0], make_image(seed))
-
+        shown = [picture(model, processor, seed) for seed in (1, 2, 3, 4)]
         conversations = [
-            [user(picture(1), text("how many?")), assistant(text("two cats"))],
-            [user(text("a pizza")), assistant(picture(2))],
+            [user(shown[0], text("how many?")), assistant(text("two cats"))],
+            [user(text("a pizza")), assistant(shown[1])],
             [assistant(text("a red heart above a blue circle"))],
-            [user(picture(3)), assistant(text("what is left?")), user(text("a bus")), assistant(picture(4))],
+            [user(shown[2]), assistant(text("what is left?")), user(text("a bus")), assistant(shown[3])],
         ]
         rows[paradigm] = folder, processor, conversations
         return rows[paradigm]
@@ -122,7 +119,7 @@ def one_backward(trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in trained(trainer).items()}
 
 
-@pytest.mark.parametrize("paradigm", ROWS)
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_every_part_is_trained_by_the_gradients_of_our_trainer(make_trainer, tmp_path, paradigm):
     ours, theirs = (one_backward(make_trainer(trainer, paradigm, tmp_path)) for trainer in TRAINERS)
     assert ours.keys() == theirs.keys()
@@ -142,7 +139,7 @@ def test_the_loss_of_trl_would_not_train_the_image_head(make_trainer, tmp_path):
     assert "image_head" in missing
 
 
-@pytest.mark.parametrize("paradigm", ROWS)
+@pytest.mark.parametrize("paradigm", PARADIGMS)
 def test_both_trainers_teach_adapters_and_parts_the_same(make_trainer, tmp_path, paradigm):
     runs = [make_trainer(trainer, paradigm, tmp_path / trainer.__name__, everything(paradigm)) for trainer in TRAINERS]
     before = {name: parameter.detach().clone() for name, parameter in trained(runs[0]).items()}
