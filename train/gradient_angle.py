@@ -50,7 +50,7 @@ from transformers import TrainerState
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
 from train.balance import LongTailBalance
-from train.language_model import mixture_of_drawings, read_texts
+from train.language_model import build_mixture, read_texts
 from train.recipes import RECIPES
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import PACKAGES, write_json
@@ -194,7 +194,7 @@ def make_batches(
 ) -> list[dict[str, torch.Tensor]]:
     """Batches of the recipe's samples that follow its last. Scenes are encoded where the cache does not hold them."""
     texts, _ = read_texts(DATA / "glosses.parquet", skip_bad_rows=False)
-    mixture, _ = mixture_of_drawings(recipe, texts, model, cache, skip_bad_rows=False)
+    mixture, _ = build_mixture(recipe, texts, model, cache, skip_bad_rows=False)
     longest = model.config.text_config.max_position_embeddings
     collate = Collator(processor, longest, recipe.supervise_features, recipe.features_of_written)
     batches = []

@@ -26,11 +26,11 @@ from train.codes import EncodedScenes, encode_scenes, training_scene
 from train.conversations import by_tokens, image, image_to_text, text_to_image
 from train.dropout import ResidualDropout
 from train.edits import sample_edit
-from train.initialise import build_model, build_processor, trained_folder
-from train.initialise import build_tokenizer as tokenizer_of_text_model
+from train.initialise import build_model, build_tokenizer
 from train.lora import add_lora
-from train.mixture import EditSource, Mixture, SceneSource, TextSource, readable_rows
+from train.mixture import EditSource, Mixture, SceneSource, Source, TextSource, readable_rows
 from train.parts import choose_trained
+from train.processors import build_processor
 from train.progress import Curves, Pictures, StopOnSignal
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
@@ -40,8 +40,11 @@ from train.tokenizer import train_tokenizer
 from train.tower_guard import TowerGuard, tower_encoder
 from train.trainer import Collator, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every, random_order
+from train.weights import trained_folder
 
 TOKENIZER_SCENES = 20_000
+
+Part = tuple[str, Source, int]  # of a mixture: its name, where samples come from, how many in each block
 
 
 def train_language_model(
@@ -62,15 +65,12 @@ def train_language_model(
         processor = UnifiedProcessor.from_pretrained(whole)
         model = UnifiedForConditionalGeneration.from_pretrained(whole)
     else:
-        tokenizer = build_tokenizer(recipe, texts)
+        tokenizer = build_tokenizer(recipe) if recipe.text_model else new_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
         processor = build_processor(model.config, tokenizer, recipe.max_features)
     with processes_of_run().main_process_first():  # it encodes what the others find encoded
         # Runs that lie side by side share their scenes.
-        if recipe.sources:
-            mixture, bad_rows = mixture_of_sources(recipe, skip_bad_rows)
-        else:
-            mixture, bad_rows = mixture_of_drawings(recipe, texts, model, output.parent / "cache", skip_bad_rows)
+        mixture, bad_rows = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
     trainer = build_trainer(recipe, output, model, processor, mixture)
     shown = Curves(output, recipe.sample_every) if recipe.sources else Pictures(processor, output, recipe.sample_every)
@@ -88,14 +88,12 @@ def train_language_model(
     return True
 
 
-def build_tokenizer(recipe: LanguageModelRecipe, texts: list[str]) -> PreTrainedTokenizerBase:
-    """The text model's own tokenizer where the recipe starts from one, else a new one.
+def new_tokenizer(recipe: LanguageModelRecipe, texts: list[str]) -> PreTrainedTokenizerBase:
+    """Trained on the texts and on what is said of scenes.
 
     Raises:
-        ValueError: a new one, and other data than the drawings.
+        ValueError: other data than the drawings.
     """
-    if recipe.text_model:
-        return tokenizer_of_text_model(recipe)
     if recipe.sources:
         raise ValueError(
             f"{recipe.name} names {len(recipe.sources)} sources of data, but neither a model nor a text_model whose "
@@ -130,24 +128,42 @@ def read_texts(path: Path, skip_bad_rows: bool) -> tuple[list[str], int]:
     return readable_rows(rows, read, path.name, skip_bad_rows)
 
 
-def mixture_of_sources(recipe: LanguageModelRecipe, skip_bad_rows: bool) -> tuple[Mixture, dict[str, int]]:
-    """The run's samples, and how many rows of each source were left out."""
-    sources = [open_source(source, recipe.seed + n, skip_bad_rows) for n, source in enumerate(recipe.sources)]
-    parts = [(source, named.parts) for source, named in zip(sources, recipe.sources, strict=True)]
-    first, length = recipe.steps_before * recipe.batch_size, recipe.steps * recipe.batch_size
-    mixture = Mixture(parts, length, recipe.seed, first, [source.name for source in sources])
-    return mixture, {source.name: source.bad_rows for source in sources}
-
-
-def mixture_of_drawings(
+def build_mixture(
     recipe: LanguageModelRecipe,
     texts: list[str],
     model: UnifiedForConditionalGeneration,
     cache: Path,
     skip_bad_rows: bool,
 ) -> tuple[Mixture, dict[str, int]]:
-    """The run's samples, and how many scenes were left out."""
-    parts = [("text", TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
+    """The run's samples, of the recipe's own sources or else of the drawings, and how many rows of each kind were left
+    out."""
+    if recipe.sources:
+        parts, bad_rows = open_sources(recipe, skip_bad_rows)
+    else:
+        parts, bad_rows = draw_sources(recipe, texts, model, cache, skip_bad_rows)
+    names, sources, counts = zip(*parts, strict=True)
+    first, length = recipe.steps_before * recipe.batch_size, recipe.steps * recipe.batch_size
+    return Mixture(list(zip(sources, counts, strict=True)), length, recipe.seed, first, names), bad_rows
+
+
+def open_sources(recipe: LanguageModelRecipe, skip_bad_rows: bool) -> tuple[list[Part], dict[str, int]]:
+    """Of data of one's own."""
+    parts = [
+        (named.name, open_source(named, recipe.seed + number, skip_bad_rows), named.parts)
+        for number, named in enumerate(recipe.sources)
+    ]
+    return parts, {name: source.bad_rows for name, source, _ in parts}
+
+
+def draw_sources(
+    recipe: LanguageModelRecipe,
+    texts: list[str],
+    model: UnifiedForConditionalGeneration,
+    cache: Path,
+    skip_bad_rows: bool,
+) -> tuple[list[Part], dict[str, int]]:
+    """Of the drawings that come with the project, and the texts."""
+    parts: list[Part] = [("text", TextSource(texts, recipe.seed, recipe.text_characters), recipe.text_parts)]
     bad_scenes = 0
     codec, held_out, show = model.model.codec, HeldOut.load(), shown_by(model.config.image_inputs)
     if recipe.image_to_text_parts or recipe.text_to_image_parts:
@@ -166,10 +182,7 @@ def mixture_of_drawings(
         )
         pairs = EncodedScenes(rows, codec.config)
         parts.append(("editing", EditSource(edits, pairs, recipe.seed + 3, show), recipe.editing_parts))
-    names, sources, counts = zip(*(part for part in parts if part[-1]), strict=True)
-    first, length = recipe.steps_before * recipe.batch_size, recipe.steps * recipe.batch_size
-    mixture = Mixture(list(zip(sources, counts, strict=True)), length, recipe.seed, first, names)
-    return mixture, {"scenes": bad_scenes}
+    return [part for part in parts if part[-1]], {"scenes": bad_scenes}
 
 
 def shown_by(image_inputs: list[str]) -> Callable[[Scene, torch.Tensor], dict[str, Any]]:

@@ -31,7 +31,9 @@ class StopOnSignal(TrainerCallback):
         self.previous = [signal.signal(number, self._note) for number in self.signals]
 
     def on_step_end(self, args, state, control, **kwargs):
-        told = reduce(torch.tensor(float(self.stopped), device=args.device), "sum")
+        told = self.stopped
+        if args.world_size > 1:
+            told = bool(reduce(torch.tensor(float(told), device=args.device), "sum"))
         if told:
             control.should_save = control.should_training_stop = True
         if told or state.global_step >= state.max_steps:

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     dry = arguments.add_argument_group("instead of training")
     dry.add_argument("--dry-run", action="store_true", help="print parameters, memory, schedule and time")
     dry.add_argument("--devices", type=int, default=1, help="that share a batch")
-    dry.add_argument("--flops", type=float, default=312e12, help="operations a second of a device")
+    dry.add_argument("--flops", type=float, help="operations a second of a device; by default an A100's in bfloat16")
     return arguments
 
 
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.lora:
         recipe = replace(recipe, lora=recipe.lora or Lora())
     if args.dry_run:
-        from train.dry_run import dry_run
+        from train.dry_run import FLOPS, dry_run
 
-        print(dry_run(recipe, args.devices, args.flops))
+        print(dry_run(recipe, args.devices, FLOPS if args.flops is None else args.flops))
         return 0
     if args.output is None:
         parser().error("--output is needed to train")
