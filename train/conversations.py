@@ -66,19 +66,25 @@ def image_to_text(recipe: LanguageModelRecipe, show: Callable[[Scene, torch.Tens
 
 def text_to_image(recipe: LanguageModelRecipe, show: Callable[[Scene, torch.Tensor], dict] = by_tokens) -> Writer:
     """A caption in varied words, then the image. In a share of samples no prompt comes before the image, which is what
-    guidance compares with (`[SOS][SOI]` begins such a sequence; our choice of share, the paper names none).
-
-    There the caption is written after the image: an [EOS] in its place would teach the model that an image which
-    begins a sequence ends it too, and an image to be described begins a sequence in the same way. `show` makes the part
-    of the image that is written.
+    guidance compares with (`unprompted`; our choice of share, the paper names none). `show` makes the part of the image
+    that is written.
     """
 
     def write(scene: Scene, tokens: torch.Tensor, number: int, rng: random.Random) -> Conversation:
         if rng.random() < recipe.drop_prompt_share:
-            return [assistant(show(scene, tokens), text(describe(scene)))]
+            return unprompted(show(scene, tokens), describe(scene))
         return [user(text(describe(scene, rng))), assistant(show(scene, tokens))]
 
     return write
+
+
+def unprompted(part: dict[str, Any], caption: str) -> Conversation:
+    """An image that no prompt comes before: `[SOS][SOI]` begins the sequence.
+
+    The caption is written after the image: an [EOS] in its place would teach the model that an image which begins a
+    sequence ends it too, and an image to be described begins a sequence in the same way.
+    """
+    return [assistant(part, text(caption))]
 
 
 def editing(source: dict[str, Any], instruction: str, target: dict[str, Any]) -> Conversation:

@@ -35,10 +35,11 @@ from train.progress import Curves, Pictures, StopOnSignal
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
+from train.sft import UnifiedSFTTrainer
 from train.sources import open_source
 from train.tokenizer import train_tokenizer
 from train.tower_guard import TowerGuard, tower_encoder
-from train.trainer import Collator, UnifiedTrainer
+from train.trainer import Collator, LossesPerKind, UnifiedTrainer
 from train.vocabulary import ProgressiveVocabulary, every, random_order
 from train.weights import trained_folder
 
@@ -148,11 +149,12 @@ def build_mixture(
 
 def open_sources(recipe: LanguageModelRecipe, skip_bad_rows: bool) -> tuple[list[Part], dict[str, int]]:
     """Of data of one's own."""
-    parts = [
-        (named.name, open_source(named, recipe.seed + number, skip_bad_rows), named.parts)
-        for number, named in enumerate(recipe.sources)
+    opened = [
+        open_source(source, recipe.seed + number, skip_bad_rows, recipe.drop_prompt_share)
+        for number, source in enumerate(recipe.sources)
     ]
-    return parts, {name: source.bad_rows for name, source, _ in parts}
+    parts = [(source.name, rows, source.parts) for source, rows in zip(recipe.sources, opened, strict=True)]
+    return parts, {name: rows.bad_rows for name, rows, _ in parts}
 
 
 def draw_sources(
@@ -199,7 +201,7 @@ def build_trainer(
     model: UnifiedForConditionalGeneration,
     processor: UnifiedProcessor,
     mixture: Mixture,
-) -> UnifiedTrainer:
+) -> LossesPerKind:
     """The loop: what is trained, optimiser, schedule, checkpoints, and the growing vocabulary and the dropout where the
     recipe asks for them.
 
@@ -209,6 +211,12 @@ def build_trainer(
     model.model.language_model.set_attn_implementation(recipe.attention)
     if not recipe.lora:
         choose_trained(model, recipe.trained_parts, recipe.frozen_parameters)
+    elif recipe.trained_parts is not None or recipe.frozen_parameters:
+        raise ValueError(
+            f"{recipe.name} trains adapters, beside which all is frozen, and names trained_parts "
+            f"{recipe.trained_parts} and frozen_parameters {recipe.frozen_parameters}: name parts that shall be "
+            "trained whole in the modules_to_save of lora instead"
+        )
     balance = None
     if recipe.supervise_features and recipe.supervised_ratio is not None:
         balance = LongTailBalance(model.config.num_codes, recipe.supervised_ratio, recipe.seed)
@@ -221,7 +229,9 @@ def build_trainer(
     guard = None
     if tower_encoder(model):
         guard = TowerGuard(collate([mixture[index] for index in range(min(recipe.batch_size, len(mixture)))]))
-    trainer = UnifiedTrainer(
+    torch.manual_seed(recipe.seed)  # of the half of adapters that begins at random
+    trainer_class = UnifiedSFTTrainer if recipe.instruction_tuning else UnifiedTrainer
+    trainer = trainer_class(
         model=add_lora(model, recipe.lora) if recipe.lora else model,
         args=training_arguments(recipe, output),
         train_dataset=mixture,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from train.recipes import RECIPES
-from train.recipes.kinds import LanguageModelRecipe, Lora, Source
+from train.recipes.kinds import LanguageModelRecipe, Lora, Recipe, Source
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--output", type=Path, help="folder of the run; a dry run needs none")
     arguments.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     arguments.add_argument("--max-steps", type=int, help="instead of the recipe's number of steps")
+    arguments.add_argument("--model", help="folder or Hub id of the whole model to go on from, instead of the recipe's")
     arguments.add_argument("--text-model", help="folder of the text model to start from, instead of the recipe's")
     arguments.add_argument("--codec", help="folder of the trained codec, instead of the recipe's")
     arguments.add_argument(
@@ -48,16 +49,30 @@ def located(recipe: LanguageModelRecipe, data: list[str]) -> tuple[Source, ...]:
     return tuple(replace(source, path=paths.get(source.name, source.path)) for source in recipe.sources)
 
 
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that is named, with what the flags change about it.
+
+    Raises:
+        ValueError: flags about a language model with the recipe of a codec; see `located`.
+    """
+    recipe = RECIPES[args.recipe]()
+    of_any = {"steps": args.max_steps, "micro_batches": args.micro_batches}
+    of_language = {"model": args.model, "text_model": args.text_model, "codec": args.codec}
+    of_language |= {"sources": args.data or None, "lora": args.lora or None}
+    given = {name: value for name, value in (of_any | of_language).items() if value is not None}
+    if not isinstance(recipe, LanguageModelRecipe) and (unfit := sorted(given.keys() & of_language)):
+        raise ValueError(f"{recipe.name} trains a codec, which has no {', '.join(unfit)}: leave out what names it")
+    if args.data:
+        given["sources"] = located(recipe, args.data)
+    if args.lora:
+        given["lora"] = recipe.lora or Lora()
+    return replace(recipe, **given)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0 when the run is finished, 130 when it was interrupted and can be resumed."""
     args = parser().parse_args(argv)
-    given = {"steps": args.max_steps, "text_model": args.text_model, "codec": args.codec}
-    given |= {"micro_batches": args.micro_batches}
-    recipe = replace(RECIPES[args.recipe](), **{name: value for name, value in given.items() if value is not None})
-    if args.data:
-        recipe = replace(recipe, sources=located(recipe, args.data))
-    if args.lora:
-        recipe = replace(recipe, lora=recipe.lora or Lora())
+    recipe = chosen_recipe(args)
     if args.dry_run:
         from train.dry_run import FLOPS, dry_run
 

@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from processing_unified.image_processing_unified import load_rgb
 from processing_unified.layout_unified import split_into_spans
-from train.conversations import Conversation
+from train.conversations import Conversation, unprompted
 from train.formats import FORMATS, Format, Row
 from train.recipes.kinds import Source
 from train.rows import Decoder, ParquetReader, StoredRows, StreamedRows, StreamReader
@@ -49,16 +49,25 @@ class RowSource:
     `skip_bad_rows`, a warning, and the next row stands in for it.
     """
 
-    def __init__(self, source: Source, rows: StoredRows | StreamedRows, seed: int, skip_bad_rows: bool, bad_rows: int):
+    def __init__(
+        self,
+        source: Source,
+        rows: StoredRows | StreamedRows,
+        seed: int,
+        skip_bad_rows: bool,
+        drop_prompt_share: float,
+        bad_rows: int = 0,
+    ):
         self.name, self.form, self.folder = source.name, FORMATS[source.form], image_folder(source)
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed, self.drop_prompt_share = rows, seed, drop_prompt_share
         self.skip_bad_rows, self.bad_rows = skip_bad_rows, bad_rows
 
     def __getitem__(self, number: int) -> Conversation:
         for following in range(number, number + BAD_IN_A_ROW):
             row, values = self.rows.at(following)
+            rng = Random(f"{self.seed}/{following}")
             try:
-                conversation = convert(self.form, values, Random(f"{self.seed}/{following}"))
+                conversation = drop_prompt(convert(self.form, values, rng), self.drop_prompt_share, rng)
                 return with_open_images(conversation, self.folder)
             except ValueError as error:
                 message = f"row {row} of {self.name}: {error}"
@@ -73,7 +82,7 @@ class RowSource:
         return f"row {self.rows.at(number)[0]} of {self.name}"
 
 
-def open_source(source: Source, seed: int, skip_bad_rows: bool = False) -> RowSource:
+def open_source(source: Source, seed: int, skip_bad_rows: bool = False, drop_prompt_share: float = 0.0) -> RowSource:
     """Opens and checks.
 
     Args:
@@ -83,6 +92,7 @@ def open_source(source: Source, seed: int, skip_bad_rows: bool = False) -> RowSo
             With `streaming` nothing is stored, and rows are shuffled in blocks.
         seed: of the order of rows, and of what a sample chooses by chance.
         skip_bad_rows: whether bad rows are left out and counted.
+        drop_prompt_share: of images asked for by words alone, those that are written without (`drop_prompt`).
 
     Raises:
         ValueError: naming the source: an unknown form, a path that cannot be opened, a split that it does not have
@@ -95,13 +105,13 @@ def open_source(source: Source, seed: int, skip_bad_rows: bool = False) -> RowSo
         if source.path is None:
             raise ValueError("it has no path: name its data")
         if source.streaming:
-            opened = RowSource(source, open_stream(source, seed), seed, skip_bad_rows, bad_rows=0)
+            opened = RowSource(source, open_stream(source, seed), seed, skip_bad_rows, drop_prompt_share)
             opened[0]  # a form that does not fit its rows shows at once
             return opened
         dataset = load_rows(source)
         bad = check_rows(dataset, FORMATS[source.form], image_folder(source), skip_bad_rows)
         rows = StoredRows(dataset, np.delete(np.arange(len(dataset)), bad), seed)
-        return RowSource(source, rows, seed, skip_bad_rows, bad_rows=len(bad))
+        return RowSource(source, rows, seed, skip_bad_rows, drop_prompt_share, len(bad))
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         cause = f" ({error.__cause__})" if isinstance(error, datasets.exceptions.DatasetGenerationError) else ""
         raise ValueError(f"source {source.name!r} ({source.path}): {error}{cause}") from error
@@ -173,6 +183,16 @@ def convert(form: Format, values: Row, rng: Random) -> Conversation:
     if not any(span.kind == "image" or (span.kind == "text" and span.content.strip()) for span in spans):
         raise ValueError("the assistant writes nothing in it: there is nothing to learn")
     return conversation
+
+
+def drop_prompt(conversation: Conversation, share: float, rng: Random) -> Conversation:
+    """With a chance of `share` the image of a conversation that is no more than a prompt and its image comes first, as
+    guidance needs it; any other conversation stays as it is."""
+    parts = [(turn["role"], part["type"]) for turn in conversation for part in turn["content"]]
+    if parts != [("user", "text"), ("assistant", "image")] or rng.random() >= share:
+        return conversation
+    (prompt,), (image,) = (turn["content"] for turn in conversation)
+    return unprompted(image, prompt["text"])
 
 
 def with_open_images(conversation: Conversation, folder: Path) -> Conversation:

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM
 
+import train.language_model
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.recipes import RECIPES, spark
 from train.recipes.kinds import Source
@@ -47,11 +49,16 @@ def recipe(tmp_path, make_tiny_config, make_tiny_processor, monkeypatch):
     return recipe
 
 
+def placed(own_data) -> list[str]:
+    """Where the command line says that the recipe's sources lie."""
+    folder, texts = own_data
+    return [f"--data={name}={path}" for name, path in (("texts", texts), ("read", folder), ("drawn", folder))]
+
+
 def test_trains_on_data_that_the_command_line_names(recipe, own_data, tmp_path):
     folder, texts = own_data
     output = tmp_path / "run"
-    given = [f"--data={name}={path}" for name, path in (("texts", texts), ("read", folder), ("drawn", folder))]
-    assert main(["--recipe", "spark/own", "--output", str(output), *given]) == 0
+    assert main(["--recipe", "spark/own", "--output", str(output), *placed(own_data)]) == 0
     record = json.loads((output / "training.json").read_text())
     assert record["steps"] == 3 and record["skipped_rows"] == {"texts": 0, "read": 0, "drawn": 0}
     assert {source["name"]: source["path"] for source in record["recipe"]["sources"]} == {
@@ -79,11 +86,10 @@ def test_data_of_ones_own_need_a_tokenizer(recipe, monkeypatch, tmp_path):
 
 
 def test_lora_leaves_an_adapter_that_loads(recipe, own_data, tmp_path):
-    folder, texts = own_data
     output = tmp_path / "run"
-    given = [f"--data={name}={path}" for name, path in (("texts", texts), ("read", folder), ("drawn", folder))]
-    command = ["--recipe", "spark/own", "--output", str(output), "--lora", *given]
-    assert main([*command, "--max-steps", "2"]) == 0
+    assert (
+        main(["--recipe", "spark/own", "--output", str(output), "--lora", "--max-steps", "2", *placed(own_data)]) == 0
+    )
     assert (output / "adapter_model.safetensors").exists() and not (output / "model.safetensors").exists()
     whole = UnifiedForConditionalGeneration.from_pretrained(recipe.model).state_dict()
     adapted = AutoModelForMultimodalLM.from_pretrained(output)
@@ -98,3 +104,34 @@ def test_adapters_need_a_model(recipe, monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, model=None, sources=()))
     with pytest.raises(ValueError, match="belong to a trained model"):
         main(["--recipe", "spark/own", "--output", str(tmp_path / "run"), "--lora"])
+
+
+def test_instruction_tuning_is_trls_and_teaches_the_same(recipe, own_data, monkeypatch, tmp_path):
+    used = []
+    for trainer in ("UnifiedTrainer", "UnifiedSFTTrainer"):
+        kind = getattr(train.language_model, trainer)
+        monkeypatch.setattr(
+            train.language_model, trainer, lambda kind=kind, **given: used.append(kind) or kind(**given)
+        )
+    adapters = []
+    for tuning in (False, True):
+        changed = replace(recipe, instruction_tuning=tuning)
+        monkeypatch.setitem(RECIPES, "spark/own", lambda changed=changed: changed)
+        output = tmp_path / f"tuning-{tuning}"
+        assert main(["--recipe", "spark/own", "--output", str(output), "--lora", *placed(own_data)]) == 0
+        adapters.append(load_file(output / "adapter_model.safetensors"))
+    assert [kind.__name__ for kind in used] == ["UnifiedTrainer", "UnifiedSFTTrainer"]
+    ours, theirs = adapters
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_is_trained_beside_adapters_is_said_in_one_place(recipe, own_data, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, trained_parts=("head",)))
+    with pytest.raises(ValueError, match="names trained_parts"):
+        main(["--recipe", "spark/own", "--output", str(tmp_path / "run"), "--lora", *placed(own_data)])
+
+
+@pytest.mark.parametrize("flag", [["--lora"], ["--data", "drawn=/nowhere"], ["--text-model", "/nowhere"]])
+def test_flags_of_a_language_model_are_refused_for_a_codec(flag):
+    with pytest.raises(ValueError, match="spark/vq trains a codec, which has no"):
+        main(["--recipe", "spark/vq", "--dry-run", *flag])

@@ -120,6 +120,18 @@ def test_a_folder_with_captions_in_its_metadata(photos):
     assert {opened[number][1]["content"][0]["text"] for number in range(6)} == {f"no. {number}" for number in range(6)}
 
 
+def test_some_images_come_without_their_prompts(photos):
+    """As many as asked for, the same ones each time, and only where words alone ask for an image alone."""
+    drawn = open_source(Source("photos", 1, "caption_to_image", str(photos)), seed=0, drop_prompt_share=0.3)
+    bare = [number for number in range(300) if drawn[number][0]["role"] == "assistant"]
+    assert 60 < len(bare) < 120
+    assert [number for number in range(300) if drawn[number][0]["role"] == "assistant"] == bare
+    image, caption = drawn[bare[0]][0]["content"]
+    assert image["type"] == "image" and caption["text"] in ("bus", "cat", "cup")
+    read = open_source(Source("photos", 1, "image_to_caption", str(photos)), seed=0, drop_prompt_share=1.0)
+    assert all(read[number][0]["role"] == "user" for number in range(12))
+
+
 @pytest.mark.parametrize("name", ["llava.json", "llava.jsonl"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_with_and_without_images_in_one_file(open_llava, name, streaming, make_image):

@@ -9,10 +9,10 @@ Nothing about a run is decided elsewhere.
 from collections.abc import Callable
 from itertools import chain
 
-from train.recipes import photo, spark, studies, ugen, unifluid, unitoken, uvu
+from train.recipes import adapters, photo, spark, studies, ugen, unifluid, unitoken, uvu
 from train.recipes.kinds import CodebookRecipe, Recipe
 
-_FILES = (photo, spark, studies, ugen, unifluid, uvu, unitoken)
+_FILES = (adapters, photo, spark, studies, ugen, unifluid, uvu, unitoken)
 _ALL: dict[str, Callable[[], Recipe | CodebookRecipe]] = {
     recipe().name: recipe for recipe in chain.from_iterable(file.RECIPES for file in _FILES)
 }

@@ -158,6 +158,7 @@ class LanguageModelRecipe(Recipe):
     learning_rates: dict[str, float] = field(default_factory=dict)  # of parts that do not learn at `learning_rate`
     dropout: float = 0.0  # of what attention and MLP add to the stream
     lora: Lora | None = None  # adapters are trained instead of the model
+    instruction_tuning: bool = False  # TRL's trainer, with the same losses, instead of transformers'
 
     # Progressive vocabulary learning (UGen, Algorithm 1). None: all codes active from step 0, the vanilla baseline.
     steps_per_code: float | None = None
@@ -170,11 +171,14 @@ class LanguageModelRecipe(Recipe):
     supervised_ratio: float | None = None
     features_of_written: bool = False  # an image that is written is followed by its own features (UniToken's code)
 
+    # Data, of one's own or the drawings.
+    drop_prompt_share: float = 0.1  # of text-to-image, for guidance
+
     # Data of one's own, instead of the drawings below.
     sources: tuple[Source, ...] = ()
     packed_length: int | None = None  # conversations share rows of at most that many tokens; None: each has its own
 
-    # Data: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
+    # The drawings: samples of each block of text, image-to-text, text-to-image (UGen, pre-training mix 3:2:5).
     text_parts: int = 1
     image_to_text_parts: int = 0
     text_to_image_parts: int = 0
@@ -184,7 +188,6 @@ class LanguageModelRecipe(Recipe):
     edits: int = 20_000
     question_share: float = 0.5  # of image-to-text; the rest is captioning
     questions_per_scene: int = 3
-    drop_prompt_share: float = 0.1  # of text-to-image, for guidance
 
     text_weight: float = 1.0
     image_weight: float = 1.0

@@ -68,6 +68,7 @@ def sft() -> LanguageModelRecipe:
     return replace(
         pretraining(),
         name="ugen/sft",
+        instruction_tuning=True,
         model="runs/ugen-1b/pretraining",
         steps_per_code=None,
         sources=(

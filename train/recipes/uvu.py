@@ -80,6 +80,7 @@ def sft() -> LanguageModelRecipe:
     return replace(
         pretraining(),
         name="uvu/sft",
+        instruction_tuning=True,
         model="runs/uvu-3b/pretraining",
         supervise_features=False,
         supervised_ratio=None,

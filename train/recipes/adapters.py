@@ -1,0 +1,42 @@
+"""Adapters (LoRA) that two CPU cores can train. No paper of the four uses any: all numbers are our choices."""
+
+from dataclasses import replace
+
+from train.recipes import spark
+from train.recipes.kinds import LanguageModelRecipe, Lora, Source
+
+
+def concepts() -> LanguageModelRecipe:
+    """SmolLM2 learns to draw and to describe a dozen concepts, and stays what it was as a writer of text.
+
+    Its images are of 32x32 pixels, 16 codes of `spark/vq`. All codes are active from the start. Data by `python -m
+    train.concepts`, the model by `python -m train.initialise --recipe spark/concepts --output runs/smollm2`.
+    """
+    drawings = "runs/concepts-data/drawings"
+    return replace(
+        spark.ugen(),
+        name="spark/concepts",
+        text_model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        model="runs/smollm2",
+        text_config=None,
+        image_size=32,
+        attention="sdpa",
+        steps_per_code=None,
+        lora=Lora(new_rows=True),
+        instruction_tuning=True,
+        sources=(
+            Source("text", 1, "text", "runs/concepts-data/texts.jsonl"),
+            Source("read", 1, "image_to_caption", drawings),
+            Source("drawn", 2, "caption_to_image", drawings),
+        ),
+        batch_size=16,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        weight_decay=0.0,
+        steps=600,
+        save_every=50,
+        sample_every=50,
+    )
+
+
+RECIPES = (concepts,)
