@@ -39,4 +39,29 @@ def concepts() -> LanguageModelRecipe:
     )
 
 
-RECIPES = (concepts,)
+def lora() -> LanguageModelRecipe:
+    """The shipped UGen learns a style from twenty images with captions, one's own or those of `python -m train.style`.
+
+    Few numbers and few steps: what it could draw before, it shall still draw, now in the style, too.
+    """
+    return replace(
+        spark.ugen(),
+        name="spark/lora",
+        text_model=None,
+        codec=None,
+        model="model_cards/ugen-spark",
+        steps_per_code=None,
+        lora=Lora(rank=8, alpha=16),
+        instruction_tuning=True,
+        sources=(Source("pictures", 1, "caption_to_image", "runs/style/taught"),),
+        batch_size=20,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        weight_decay=0.0,
+        steps=200,
+        save_every=100,
+        sample_every=100,
+    )
+
+
+RECIPES = (concepts, lora)
