@@ -95,7 +95,7 @@ def encode_scenes(
 
 
 def write_shard(codec: torch.nn.Module, drawings: Drawings, scenes: Sequence[Scene], path: Path) -> None:
-    """Renders and encodes scenes into one `datasets` folder that appears only when it is whole."""
+    """Renders and encodes scenes into one `datasets` folder."""
     tokens = [
         encode_images(codec, [render(scene, drawings) for scene in scenes[start : start + BATCH]])
         for start in range(0, len(scenes), BATCH)
@@ -109,10 +109,15 @@ def write_shard(codec: torch.nn.Module, drawings: Drawings, scenes: Sequence[Sce
         }
     )
     rows = {"scene": [scene.to_json() for scene in scenes], "tokens": list(tokens_NX)}
+    save_whole(datasets.Dataset.from_dict(rows, features=features), path)
+
+
+def save_whole(shard: datasets.Dataset, path: Path) -> None:
+    """As a `datasets` folder that appears only when it is whole."""
     staging = path.with_name(path.name + ".incomplete")
     shutil.rmtree(staging, ignore_errors=True)
     datasets.disable_progress_bars()  # one bar, over all shards
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(staging))
+    shard.save_to_disk(str(staging))
     os.replace(staging, path)
 
 
@@ -130,9 +135,15 @@ def to_pixels(images: list[Image.Image]) -> torch.Tensor:
 
 def fingerprint(codec: torch.nn.Module, drawings: Drawings, scenes: Sequence[Scene]) -> str:
     """Twelve hex digits over all that decides the tokens: codec, drawings and rules of composition."""
-    digest = hashlib.sha256(codec.config.to_json_string().encode())
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    digest = digest_of(codec)
     for scene in scenes:
         digest.update(scene.to_json().encode() + render(scene, drawings).tobytes())
     return digest.hexdigest()[:12]
+
+
+def digest_of(codec: torch.nn.Module) -> Any:
+    """A hash of a codec's config and weights, to be updated with what it encodes."""
+    digest = hashlib.sha256(codec.config.to_json_string().encode())
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest

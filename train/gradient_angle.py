@@ -194,7 +194,7 @@ def make_batches(
 ) -> list[dict[str, torch.Tensor]]:
     """Batches of the recipe's samples that follow its last. Scenes are encoded where the cache does not hold them."""
     texts, _ = read_texts(DATA / "glosses.parquet", skip_bad_rows=False)
-    mixture, _ = build_mixture(recipe, texts, model, cache, skip_bad_rows=False)
+    mixture, _ = build_mixture(recipe, texts, model, processor, cache, skip_bad_rows=False)
     longest = model.config.text_config.max_position_embeddings
     collate = Collator(processor, longest, recipe.supervise_features, recipe.features_of_written)
     batches = []

@@ -34,6 +34,7 @@ from train.processors import build_processor
 from train.progress import Curves, Pictures, StopOnSignal
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
+from train.row_tokens import store_tokens
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.sft import UnifiedSFTTrainer
 from train.sources import open_source
@@ -71,7 +72,7 @@ def train_language_model(
         processor = build_processor(model.config, tokenizer, recipe.max_features)
     with processes_of_run().main_process_first():  # it encodes what the others find encoded
         # Runs that lie side by side share their scenes.
-        mixture, bad_rows = build_mixture(recipe, texts, model, output.parent / "cache", skip_bad_rows)
+        mixture, bad_rows = build_mixture(recipe, texts, model, processor, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
     trainer = build_trainer(recipe, output, model, processor, mixture)
     shown = Curves(output, recipe.sample_every) if recipe.sources else Pictures(processor, output, recipe.sample_every)
@@ -133,13 +134,14 @@ def build_mixture(
     recipe: LanguageModelRecipe,
     texts: list[str],
     model: UnifiedForConditionalGeneration,
+    processor: UnifiedProcessor,
     cache: Path,
     skip_bad_rows: bool,
 ) -> tuple[Mixture, dict[str, int]]:
     """The run's samples, of the recipe's own sources or else of the drawings, and how many rows of each kind were left
     out."""
     if recipe.sources:
-        parts, bad_rows = open_sources(recipe, skip_bad_rows)
+        parts, bad_rows = open_sources(recipe, model, processor, cache, skip_bad_rows)
     else:
         parts, bad_rows = draw_sources(recipe, texts, model, cache, skip_bad_rows)
     names, sources, counts = zip(*parts, strict=True)
@@ -147,12 +149,22 @@ def build_mixture(
     return Mixture(list(zip(sources, counts, strict=True)), length, recipe.seed, first, names), bad_rows
 
 
-def open_sources(recipe: LanguageModelRecipe, skip_bad_rows: bool) -> tuple[list[Part], dict[str, int]]:
-    """Of data of one's own."""
+def open_sources(
+    recipe: LanguageModelRecipe,
+    model: UnifiedForConditionalGeneration,
+    processor: UnifiedProcessor,
+    cache: Path,
+    skip_bad_rows: bool,
+) -> tuple[list[Part], dict[str, int]]:
+    """Of data of one's own. Image tokens are computed before, but for streams: a batch has either tokens or pixels."""
     opened = [
         open_source(source, recipe.seed + number, skip_bad_rows, recipe.drop_prompt_share)
         for number, source in enumerate(recipe.sources)
     ]
+    if not any(source.streaming for source in recipe.sources):
+        model.model.codec.to(processes_of_run().device)
+        for rows in opened:
+            store_tokens(rows, model, processor.image_processor, cache, recipe.features_of_written)
     parts = [(source.name, rows, source.parts) for source, rows in zip(recipe.sources, opened, strict=True)]
     return parts, {name: rows.bad_rows for name, rows, _ in parts}
 

@@ -37,7 +37,10 @@ class StoredRows:
 
     def at(self, number: int) -> tuple[int, Row]:
         row = int(self.kept[self.order[number]])
-        return row, self.decode(self.dataset[row].to_pylist()[0])
+        return row, self.values(row)
+
+    def values(self, row: int) -> Row:
+        return self.decode(self.dataset[row].to_pylist()[0])
 
 
 class Reader(Protocol):

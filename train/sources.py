@@ -43,7 +43,8 @@ CHECKED_AT_ONCE = 1000  # rows
 
 
 class RowSource:
-    """`source[number]` for any number >= 0: the conversation of a row, its images opened.
+    """`source[number]` for any number >= 0: the conversation of a row, its images opened, or their tokens in place of
+    them where these have been computed (`tokens`, by `train.row_tokens`).
 
     `bad_rows` is the number of rows left out from the start. A row that turns out bad later is an error or, with
     `skip_bad_rows`, a warning, and the next row stands in for it.
@@ -61,6 +62,7 @@ class RowSource:
         self.name, self.form, self.folder = source.name, FORMATS[source.form], image_folder(source)
         self.rows, self.seed, self.drop_prompt_share = rows, seed, drop_prompt_share
         self.skip_bad_rows, self.bad_rows = skip_bad_rows, bad_rows
+        self.tokens = None
 
     def __getitem__(self, number: int) -> Conversation:
         for following in range(number, number + BAD_IN_A_ROW):
@@ -68,6 +70,8 @@ class RowSource:
             rng = Random(f"{self.seed}/{following}")
             try:
                 conversation = drop_prompt(convert(self.form, values, rng), self.drop_prompt_share, rng)
+                if self.tokens:
+                    self.tokens.fill(row, conversation)
                 return with_open_images(conversation, self.folder)
             except ValueError as error:
                 message = f"row {row} of {self.name}: {error}"
@@ -226,6 +230,12 @@ def path_of(stored: Any, folder: Path) -> Path | str | None:
     raise ValueError(f"an image is {stored!r:.100}, neither a path nor bytes")
 
 
+def image_files(conversation: Conversation, folder: Path) -> list[Path]:
+    """Of images that are not opened yet, those that lie in files."""
+    images = [part["image"] for turn in conversation for part in turn["content"] if "image" in part]
+    return [path for path in (path_of(stored, folder) for stored in images) if isinstance(path, Path)]
+
+
 def image_folder(source: Source) -> Path:
     """What the paths of images are relative to."""
     if source.images is not None:
@@ -250,8 +260,7 @@ def check_rows(dataset: datasets.Dataset, form: Format, folder: Path, skip_bad_r
     for number, values in enumerate(rows):
         try:
             conversation = convert(form, values, Random(0))
-            images = [part["image"] for turn in conversation for part in turn["content"] if "image" in part]
-            files = [path for path in (path_of(stored, folder) for stored in images) if isinstance(path, Path)]
+            files = image_files(conversation, folder)
         except ValueError as error:
             if not skip_bad_rows:
                 raise ValueError(f"row {number}: {error}. Mend it, or pass --skip-bad-rows") from error
