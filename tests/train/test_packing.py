@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from modeling_unified.configuration_unified import PARADIGMS
-from train.conversations import assistant, text, user
+from train.codes import training_scene
+from train.conversations import assistant, image_to_text, text, text_to_image, user
+from train.language_model import read_texts
+from train.mixture import Mixture, SceneSource, TextSource
 from train.packing import arrange, pack, samples_of_entries
+from train.recipes import spark
+from train.scenes import DATA, HeldOut
+from train.trainer import Collator
 
 LONGEST = 128
 
@@ -117,3 +124,22 @@ def test_a_row_more_is_taken_where_samples_do_not_fit():
 def test_a_sample_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="a sample has 101 tokens, more than the 100 of a row"):
         arrange([3, 101], 100)
+
+
+@pytest.mark.parametrize("longest", [256, 512])
+def test_little_of_our_mixture_is_padding(longest):
+    """Batches of `spark/ugen` as they come: text, scenes described and asked about, scenes drawn."""
+    recipe, held_out = spark.ugen(), HeldOut.load()
+    scenes = [(training_scene(0, n, held_out), torch.zeros(64, dtype=torch.long)) for n in range(200)]
+    texts = TextSource(read_texts(DATA / "glosses.parquet", skip_bad_rows=False)[0], 0, recipe.text_characters)
+    read, drawn = SceneSource(scenes, 1, image_to_text(recipe)), SceneSource(scenes, 2, text_to_image(recipe))
+    parts = [(texts, recipe.text_parts), (read, recipe.image_to_text_parts), (drawn, recipe.text_to_image_parts)]
+    mixture = Mixture(parts, 20 * recipe.batch_size, recipe.seed)
+    collate = Collator(AutoProcessor.from_pretrained("model_cards/ugen-spark"), longest)
+    tokens = places = 0
+    for first in range(0, len(mixture), recipe.batch_size):
+        batch = collate([mixture[first + n] for n in range(recipe.batch_size)])
+        lengths = batch["attention_mask"].sum(1).tolist()
+        filled = [sum(lengths[sample] for sample in row) for row in arrange(lengths, longest)]
+        tokens, places = tokens + sum(filled), places + len(filled) * max(filled)
+    assert 1 - tokens / places < 0.05
