@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from .concepts import read_drawings
-from .facts import vocabulary
 from .items import read_items
 from .judge import References
 from .load import HubModel
@@ -37,7 +36,7 @@ def load_references(rows: list[Row]) -> References:
     things, styles = zip(*(row["caption"].rsplit(", ", 1) for row in rows), strict=True)
     return References(
         [row["image"] for row in rows + known],
-        [*things, *(vocabulary()[row["concept"]].with_article for row in known)],
+        [*things, *(f"a large {row['concept']}" for row in known)],
         [*styles, *(f"{row['hand']} style" for row in known)],
     )
 

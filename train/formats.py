@@ -23,8 +23,8 @@ import json
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +47,39 @@ class Format:
         needs: columns, of each entry the first that there is.
         takes: the same, where there are such.
         join: (folder, split) -> rows, where published files are no rows yet.
+        renamed: what the data call columns that have other names here, by the names here.
     """
 
     convert: Callable[[Row, random.Random], Conversation]
     needs: tuple[tuple[str, ...], ...]
     takes: tuple[tuple[str, ...], ...] = ()
     join: Callable[[Path, str], list[Row]] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, row: Row, rng: random.Random) -> Conversation:
+        """The conversation of a row as the data hold it."""
+        ours = {theirs: ours for ours, theirs in self.renamed.items()}
+        return self.convert({ours.get(name, name): value for name, value in row.items()}, rng)
 
     def columns(self, present: Sequence[str]) -> list[str]:
-        """Which of the columns are read.
+        """Which of the columns are read, in the data's words.
 
         Raises:
             ValueError: with the columns that are needed and those there are.
         """
+        if unknown := [theirs for theirs in self.renamed.values() if theirs not in present]:
+            raise ValueError(f"it has the columns {', '.join(present)}, and no {', '.join(unknown)} to be renamed")
+        given = [name for name in present if name not in self.renamed and name not in self.renamed.values()]
+        present = [*given, *self.renamed]
         missing = [names for names in self.needs if not set(names) & set(present)]
         if missing:
             raise ValueError(
                 f"it has the columns {', '.join(present)}, but {' and '.join(map(' or '.join, self.needs))} are "
-                f"needed, and {' and '.join(map(' or '.join, missing))} is missing: rename its columns, or choose "
-                "another form"
+                f"needed, and {' and '.join(map(' or '.join, missing))} is missing: say which they are "
+                "(`columns`), or choose another form"
             )
         found = [[name for name in names if name in present][:1] for names in self.needs + self.takes]
-        return [name for names in found for name in names]
+        return [self.renamed.get(name, name) for names in found for name in names]
 
 
 # --- converters -----------------------------------------------------------------------------------------------------

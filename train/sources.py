@@ -11,6 +11,7 @@ shows when it is opened, in either.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -59,7 +60,7 @@ class RowSource:
         drop_prompt_share: float,
         bad_rows: int = 0,
     ):
-        self.name, self.form, self.folder = source.name, FORMATS[source.form], image_folder(source)
+        self.name, self.form, self.folder = source.name, form_of(source), image_folder(source)
         self.rows, self.seed, self.drop_prompt_share = rows, seed, drop_prompt_share
         self.skip_bad_rows, self.bad_rows = skip_bad_rows, bad_rows
         self.tokens = None
@@ -113,7 +114,7 @@ def open_source(source: Source, seed: int, skip_bad_rows: bool = False, drop_pro
             opened[0]  # a form that does not fit its rows shows at once
             return opened
         dataset = load_rows(source)
-        bad = check_rows(dataset, FORMATS[source.form], image_folder(source), skip_bad_rows)
+        bad = check_rows(dataset, form_of(source), image_folder(source), skip_bad_rows)
         rows = StoredRows(dataset, np.delete(np.arange(len(dataset)), bad), seed)
         return RowSource(source, rows, seed, skip_bad_rows, drop_prompt_share, len(bad))
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -124,9 +125,13 @@ def open_source(source: Source, seed: int, skip_bad_rows: bool = False, drop_pro
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
+def form_of(source: Source) -> Format:
+    return replace(FORMATS[source.form], renamed=source.columns)
+
+
 def load_rows(source: Source) -> datasets.Dataset:
     """All rows, stored, with the columns that the form reads."""
-    form, path = FORMATS[source.form], Path(source.path)
+    form, path = form_of(source), Path(source.path)
     if form.join:
         dataset = datasets.Dataset.from_list(form.join(path, source.split))
     elif is_saved(path):
@@ -143,7 +148,7 @@ def load_rows(source: Source) -> datasets.Dataset:
 
 def open_stream(source: Source, seed: int) -> StreamedRows:
     """Rows as they come, with the columns that the form reads."""
-    form = FORMATS[source.form]
+    form = form_of(source)
     if form.join or is_saved(Path(source.path)):
         raise ValueError(f"{source.path} is read from disk as a whole: leave streaming off")
     builder = open_builder(source)
@@ -161,7 +166,7 @@ def open_builder(source: Source) -> datasets.DatasetBuilder:
     if path.suffix in FILES and not path.is_dir():
         builder = datasets.load_dataset_builder(FILES[path.suffix], data_files=source.path)
     else:
-        builder = datasets.load_dataset_builder(source.path, revision=source.revision)
+        builder = datasets.load_dataset_builder(source.path, source.subset, revision=source.revision)
     check_split(source.split, list(builder.config.data_files))
     return builder
 
@@ -182,7 +187,7 @@ def check_split(split: str, splits: list[str]) -> None:
 
 def convert(form: Format, values: Row, rng: Random) -> Conversation:
     """A row's conversation, its images not opened; ValueError if it is malformed or teaches nothing."""
-    conversation = form.convert(values, rng)
+    conversation = form.read(values, rng)
     spans = [span for span in split_into_spans(conversation) if span.written]
     if not any(span.kind == "image" or (span.kind == "text" and span.content.strip()) for span in spans):
         raise ValueError("the assistant writes nothing in it: there is nothing to learn")

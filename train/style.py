@@ -3,8 +3,8 @@
     python -m train.style --output runs/style
 
 output/
-  taught/   the twenty: PNG files of 64x64 pixels, and metadata.jsonl with `file_name` and `caption`, such as "a cat,
-            patchwork style"
+  taught/   the twenty: PNG files of 64x64 pixels, and metadata.jsonl with `file_name` and `caption`, such as "a large
+            cat, patchwork style"
   others/   the same of all other things that the shipped models draw: what the style should be, where it is not taught
 
 Patchwork is sewn of four quarters, cut from drawings of the same thing by several hands. Coloured shapes are left out,
@@ -49,7 +49,7 @@ def write_images(folder: Path, concepts: list[str]) -> None:
     for concept in concepts:
         name = f"{concept.replace(' ', '-')}.png"
         sew(drawings, concept).save(folder / name)
-        rows.append({"file_name": name, "caption": f"{vocabulary()[concept].with_article}, {NAME} style"})
+        rows.append({"file_name": name, "caption": f"a large {concept}, {NAME} style"})
     write_lines(folder / "metadata.jsonl", rows)
 
 

@@ -142,7 +142,7 @@ def test_columns_are_the_first_there_are_or_both_lists_are_told():
     assert FORMATS["image_to_caption"].columns(["label", "image", "caption", "width"]) == ["image", "caption"]
     assert FORMATS["llava"].columns(["id", "conversations"]) == ["conversations"]
     assert FORMATS["conversations"].columns(["images", "messages"]) == ["messages", "images"]
-    with pytest.raises(ValueError, match=r"columns jpg, txt, but image and text or caption .* is missing: rename"):
+    with pytest.raises(ValueError, match=r"columns jpg, txt, but image and text or caption .* is missing: say which"):
         FORMATS["caption_to_image"].columns(["jpg", "txt"])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import datasets
 import fsspec
@@ -109,6 +110,33 @@ def test_all_places_give_the_same_samples(photos, tmp_path, make_image):
         rows = [opened.describe_row(number) for number in numbers]
         assert [again.describe_row(number) for number in numbers] == rows, place
         assert [other.describe_row(number) for number in numbers] != rows, place
+
+
+def test_columns_may_have_other_names(photos, tmp_path):
+    """In all places, and beside another column of the form's own name."""
+    rows = datasets.load_dataset(str(photos), split="train")
+    rows = rows.add_column("words", [f"no. {number}" for number in range(len(rows))]).rename_column("image", "photo")
+    rows.to_parquet(str(tmp_path / "renamed.parquet"))
+    rows.save_to_disk(str(tmp_path / "renamed"))
+    names = {"image": "photo", "label": "words"}
+    told_of = []
+    for path, streaming in (("renamed.parquet", False), ("renamed.parquet", True), ("renamed", False)):
+        source = Source("own", 1, "image_to_caption", str(tmp_path / path), columns=names, streaming=streaming)
+        opened = open_source(source, seed=0)
+        told_of.append({opened[number][1]["content"][0]["text"] for number in range(6)})
+        with pytest.raises(ValueError, match="it has the columns photo, label, words, and no caption to be renamed"):
+            open_source(replace(source, columns={"label": "caption"}), seed=0)
+    assert told_of == [{f"no. {number}" for number in range(6)}] * 3
+
+
+def test_a_subset_is_the_one_that_is_named(tmp_path):
+    """As on the Hub, where a card lists them."""
+    for name in ("plain", "long"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"a {name} text"}))
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("plain", "long"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    opened = open_source(Source("own", 1, "text", str(tmp_path), subset="long"), seed=0)
+    assert opened[0][0]["content"][0]["text"] == "a long text"
 
 
 def test_a_folder_with_captions_in_its_metadata(photos):

@@ -111,7 +111,9 @@ class Source:
     parts: int  # samples of each block of the mixture
     form: str = "conversations"  # how its rows are written, in the words of `train.formats`
     path: str | None = None  # Hub id, folder of images, files of Parquet, JSON or JSON lines; None: the user names it
+    subset: str | None = None  # of a Hub id that has several
     split: str = "train"
+    columns: dict[str, str] = field(default_factory=dict)  # what the data call them, by the names of the form
     revision: str | None = None  # of a Hub id: a commit, branch or tag
     images: str | None = None  # folder that the paths of images are relative to
     streaming: bool = False  # read as it comes, for what a disk does not hold
