@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .concepts import read_drawings
+from .facts import vocabulary
 from .items import read_items
 from .judge import References
 from .load import HubModel
@@ -36,7 +37,7 @@ def load_references(rows: list[Row]) -> References:
     things, styles = zip(*(row["caption"].rsplit(", ", 1) for row in rows), strict=True)
     return References(
         [row["image"] for row in rows + known],
-        [*things, *(f"a large {row['concept']}" for row in known)],
+        [*things, *(vocabulary()[row["concept"]].with_article for row in known)],
         [*styles, *(f"{row['hand']} style" for row in known)],
     )
 
@@ -96,7 +97,7 @@ def draw_before_and_after(
     ]
     counts = {folder: "{right} of {n}".format(**of) for folder, of in by_folder(rows, right["after"]).items()}
     draw_strips(
-        "A style learned from twenty images",
+        "A style taught by twenty images",
         f"First row: things it was taught, {counts['taught']} drawn right after training. Second row: other things, "
         f"{counts['others']}. What the judge recognises is framed green.",
         [rows[number]["caption"] for number in shown],

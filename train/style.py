@@ -3,36 +3,33 @@
     python -m train.style --output runs/style
 
 output/
-  taught/   the twenty: PNG files of 64x64 pixels, and metadata.jsonl with `file_name` and `caption`, such as "a large
-            cat, patchwork style"
+  taught/   the twenty: PNG files of 64x64 pixels, and metadata.jsonl with `file_name` and `caption`, such as "a cat,
+            amber style"
   others/   the same of all other things that the shipped models draw: what the style should be, where it is not taught
 
-Patchwork is sewn of four quarters, cut from drawings of the same thing by several hands. Coloured shapes are left out,
-which look alike in all of them. Whoever has twenty images of their own writes a folder like taught/ instead, of images
-of any size.
+They are Noto's drawings as if printed in two inks, from dark blue over amber to the white of the paper. Coloured
+shapes are left out, whose names the style would contradict. Whoever has twenty images of their own writes a folder
+like taught/ instead, of images of any size.
 """
 
 import argparse
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from eval.facts import vocabulary
 from train.concepts import write_lines
-from train.scenes import CELL, Drawings
+from train.scenes import Drawings
 
-NAME = "patchwork"
-QUARTERS = {(0, 0): "noto", (0, CELL): "twemoji", (CELL, 0): "fluent", (CELL, CELL): "noto"}  # by top and left
+NAME = "amber"
+INKS = {"black": "#14213d", "mid": "#fca311", "white": "#ffffff"}
+HAND = "noto"
 COUNT = 20
 
 
-def sew(drawings: Drawings, concept: str) -> Image.Image:
-    """The patchwork of a concept."""
-    whole = Image.new("RGB", (2 * CELL, 2 * CELL))
-    for (top, left), hand in QUARTERS.items():
-        drawing = Image.fromarray(drawings.pixels(concept, hand, large=True))
-        whole.paste(drawing.crop((left, top, left + CELL, top + CELL)), (left, top))
-    return whole
+def print_in_two_inks(image: Image.Image) -> Image.Image:
+    """By its light and shade alone."""
+    return ImageOps.colorize(ImageOps.autocontrast(image.convert("L")), **INKS)
 
 
 def split_concepts() -> dict[str, list[str]]:
@@ -48,8 +45,8 @@ def write_images(folder: Path, concepts: list[str]) -> None:
     drawings, rows = Drawings.load(), []
     for concept in concepts:
         name = f"{concept.replace(' ', '-')}.png"
-        sew(drawings, concept).save(folder / name)
-        rows.append({"file_name": name, "caption": f"a large {concept}, {NAME} style"})
+        print_in_two_inks(Image.fromarray(drawings.pixels(concept, HAND, large=True))).save(folder / name)
+        rows.append({"file_name": name, "caption": f"{vocabulary()[concept].with_article}, {NAME} style"})
     write_lines(folder / "metadata.jsonl", rows)
 
 

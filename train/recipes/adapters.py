@@ -40,9 +40,9 @@ def concepts() -> LanguageModelRecipe:
 
 
 def lora() -> LanguageModelRecipe:
-    """The shipped UGen learns a style from twenty images with captions, one's own or those of `python -m train.style`.
+    """The shipped UGen is taught a style by twenty images with captions, one's own or those of `python -m train.style`.
 
-    Few numbers and few steps: what it could draw before, it shall still draw, now in the style, too.
+    It learns these by heart. What it makes of the style's name beside other words, `python -m eval.style` measures.
     """
     return replace(
         spark.ugen(),
