@@ -36,6 +36,7 @@ def test_a_language_model_recipe_becomes_a_trainer(name, tmp_path, make_tiny_con
     # A row with stages must have the parts they name; of the others any will do.
     config = make_tiny_config(recipe.paradigm if recipe.features_of_written else "ugen")
     model = UnifiedForConditionalGeneration(config)
+    model.name_or_path = recipe.model or ""  # adapters say whose they are
     trainer = build_trainer(recipe, tmp_path, model, make_tiny_processor(config), mixture)
     trainer.create_optimizer()
     assert trainer.args.max_steps == recipe.steps

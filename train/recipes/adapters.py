@@ -42,7 +42,8 @@ def concepts() -> LanguageModelRecipe:
 def lora() -> LanguageModelRecipe:
     """The shipped UGen is taught a style by twenty images with captions, one's own or those of `python -m train.style`.
 
-    It learns these by heart. What it makes of the style's name beside other words, `python -m eval.style` measures.
+    It learns these by heart, and rehearses what it knew: without `python -m train.rehearsal` it forgot most of it. What
+    it makes of the style's name beside other words, `python -m eval.style` measures.
     """
     return replace(
         spark.ugen(),
@@ -53,7 +54,11 @@ def lora() -> LanguageModelRecipe:
         steps_per_code=None,
         lora=Lora(rank=8, alpha=16),
         instruction_tuning=True,
-        sources=(Source("pictures", 1, "caption_to_image", "runs/style/taught"),),
+        sources=(
+            Source("pictures", 2, "caption_to_image", "runs/style/taught"),
+            Source("drawn", 2, "caption_to_image", "runs/rehearsal"),
+            Source("read", 1, "image_to_caption", "runs/rehearsal"),
+        ),
         batch_size=20,
         learning_rate=1e-3,
         warmup_steps=20,
