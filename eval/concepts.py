@@ -4,8 +4,8 @@
 
 `--data` is a folder of drawings, each as large as a cell of the judge, with `metadata.jsonl` of `file_name` and
 `caption` (`train.concepts` writes one). Each caption is drawn with several seeds, and each drawing is described. They
-are the ones that training showed: it is recall that is measured, not generalisation. Text is of definitions that no run
-is trained on. Writes eval/results/NAME.concepts.json and .png.
+are the ones that training showed: it is recall that is measured, not generalisation. Text is of two kinds that no such
+run is trained on. Writes eval/results/NAME.concepts.json and .png.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from tqdm import tqdm
 
 from .facts import parse
 from .judge import Judge
 from .load import HubModel
 from .pictures import RIGHT, WRONG, Card, Line, Section, draw_sheet
 from .run import environment
-from .spark import HERE, TEXT_FILE, Row, facts_seen, read_items, stated_facts
+from .spark import HERE, TEXT_FILE, Row, evenly, facts_seen, read_items, stated_facts
 
 SEEDS = 4  # drawings of each caption
+GLOSSES = 200
+LEAST_PARAGRAPH = 80  # characters
 COLUMNS = 6
 
 
@@ -84,11 +88,26 @@ def measure_describing(hub_model: HubModel, rows: list[Row]) -> tuple[Row, list[
     return shares(items), items
 
 
+def prose() -> list[str]:
+    """Paragraphs of this project's README: sentences that no model of others was trained on."""
+    blocks = (HERE.parent / "README.md").read_text().split("\n\n")
+    return [block for block in blocks if block[0].isalpha() and len(block) > LEAST_PARAGRAPH]
+
+
+@torch.no_grad()
 def measure_text(hub_model: HubModel) -> Row:
-    """Perplexity on the definitions outside training."""
-    texts = [row["text"] for row in read_items(TEXT_FILE, filters=[("split", "==", "test")])]
-    nats, tokens = hub_model.text_loss(texts)
-    return {"perplexity": math.exp(nats / tokens), "tokens": tokens, "n": len(texts)}
+    """Perplexity on definitions outside training and on prose. That a text ends is not counted: a text model seldom
+    meets the end of one, a trained one often."""
+    glosses = [row["text"] for row in read_items(TEXT_FILE, filters=[("split", "==", "test")])]
+    results = {}
+    for name, texts in {"definitions": evenly(glosses, GLOSSES), "prose": prose()}.items():
+        nats, tokens = 0.0, 0
+        for text in tqdm(texts, desc=f"reading {name}", unit="text"):
+            batch = hub_model.processor.encode_conversations([[{"role": "assistant", "content": text}]])
+            losses = hub_model.model(**batch, skip_logits=True).text_loss[:-1]
+            nats, tokens = nats + float(losses.double().sum()), tokens + len(losses)
+        results[name] = {"perplexity": math.exp(nats / tokens), "tokens": tokens, "n": len(texts)}
+    return results
 
 
 def run(model: str, before: str, data: Path, output: Path, batch_size: int, trust_remote_code: bool) -> Row:
@@ -98,7 +117,7 @@ def run(model: str, before: str, data: Path, output: Path, batch_size: int, trus
     text = {"before": measure_text(HubModel.load(before, trust_remote_code, batch_size))}
     hub_model = HubModel.load(model, trust_remote_code, batch_size)
     text["after"] = measure_text(hub_model)
-    text["ratio"] = text["after"]["perplexity"] / text["before"]["perplexity"]
+    text["ratio"] = {kind: of["perplexity"] / text["before"][kind]["perplexity"] for kind, of in text["after"].items()}
     drawing, drawn = measure_drawing(hub_model, judge, rows, SEEDS)
     describing, described = measure_describing(hub_model, rows)
     record = {
@@ -139,9 +158,10 @@ def table(record: Row) -> str:
     lines = [f"{'':24}{'concept':>9}{'and hand':>9}"]
     parts = {f"drawing: {name}": row for name, row in record["drawing"].items()} | {"describing": record["describing"]}
     lines += [f"{name:24}{row['concept']:9.3f}{row['right']:9.3f}" for name, row in parts.items()]
-    text = record["text"]
-    before, after = (text[key]["perplexity"] for key in ("before", "after"))
-    return "\n".join([*lines, f"text perplexity: {before:.2f} before, {after:.2f} after ({text['ratio'] - 1:+.2%})"])
+    for kind, ratio in record["text"]["ratio"].items():
+        before, after = (record["text"][when][kind]["perplexity"] for when in ("before", "after"))
+        lines.append(f"perplexity of {kind}: {before:.2f} before, {after:.2f} after ({ratio - 1:+.2%})")
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def test_measures_before_and_after(tmp_path):
     model = str(HERE.parent / "model_cards" / "ugen-spark")
     record = run(model, model, data, tmp_path / "out.json", batch_size=32, trust_remote_code=False)
     assert record == json.loads((tmp_path / "out.json").read_text())
-    assert record["text"]["ratio"] == 1.0 and record["drawing"]["real"]["right"] == 1.0
+    assert record["text"]["ratio"] == {"definitions": 1.0, "prose": 1.0} and record["drawing"]["real"]["right"] == 1.0
     assert record["drawing"]["model"]["n"] == 8 and record["describing"]["n"] == 2
     assert record["drawing"]["model"]["concept"] > 0.5 and record["describing"]["concept"] == 1.0
     items = [json.loads(line) for line in (tmp_path / "out.items.jsonl").read_text().splitlines()]

@@ -22,7 +22,7 @@ def concepts() -> LanguageModelRecipe:
         image_size=32,
         attention="sdpa",
         steps_per_code=None,
-        lora=Lora(new_rows=True),
+        lora=Lora(rank=8, alpha=16, target_modules=r".*language_model.*\.(q|k|v|o)_proj", new_rows=True),
         instruction_tuning=True,
         sources=(
             Source("text", 1, "text", "runs/concepts-data/texts.jsonl"),
@@ -30,12 +30,13 @@ def concepts() -> LanguageModelRecipe:
             Source("drawn", 2, "caption_to_image", drawings),
         ),
         batch_size=16,
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         warmup_steps=20,
         weight_decay=0.0,
-        steps=600,
-        save_every=50,
-        sample_every=50,
+        steps=240,
+        save_every=40,
+        keep_checkpoints=None,
+        sample_every=40,
     )
 
 
