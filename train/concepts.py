@@ -32,9 +32,9 @@ STARTS = (
     "The", "A", "In the", "When", "There are", "This", "We", "He", "She", "It is", "If you", "How", "What", "After",
     "Many", "Some", "Although", "One of", "They", "You can", "For example", "I", "At first", "Most people", "Once",
 )  # fmt: skip
-TEXTS = 720
+TEXTS = 480
 NEW_TOKENS = 40
-BATCH = 128
+BATCH = 120
 LAST_END = re.compile(r".*[.!?](?=\s|$)", re.DOTALL)
 
 

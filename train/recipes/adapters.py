@@ -33,7 +33,7 @@ def concepts() -> LanguageModelRecipe:
         learning_rate=5e-4,
         warmup_steps=20,
         weight_decay=0.0,
-        steps=240,
+        steps=200,
         save_every=40,
         keep_checkpoints=None,
         sample_every=40,
