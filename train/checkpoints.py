@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -23,6 +24,33 @@ class WholeCheckpoints:
             before = [row for row in self.state.log_history if row["step"] <= self._initial_global_step]
             logs["seconds"] = max((row.get("seconds", 0.0) for row in before), default=0.0) + time.time() - start_time
         super().log(logs, start_time)
+
+    def train(self, *args, **kwargs):
+        self.check_room()
+        return super().train(*args, **kwargs)
+
+    def check_room(self) -> None:
+        """Refuses a disk that cannot hold the run's checkpoints: those kept, one that is being written, and the model.
+
+        A checkpoint has the weights that are saved, and for each number that is trained two of Adam's.
+
+        Raises:
+            ValueError: with the bytes that are needed and those that are free.
+        """
+        output, args = Path(self.args.output_dir), self.args
+        output.mkdir(parents=True, exist_ok=True)
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        whole = sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
+        weights = trained if isinstance(self.model, PeftModel) else whole
+        count = 1 + min(args.save_total_limit or args.max_steps, args.max_steps // max(1, int(args.save_steps)))
+        written = sum(path.stat().st_size for path in output.glob("checkpoint-*/*") if path.is_file())
+        needed = count * (weights + 2 * trained) + weights - written
+        free = shutil.disk_usage(output).free
+        if needed > free:
+            raise ValueError(
+                f"{count} checkpoints and the model need {needed / 1e9:.1f} GB more in {output}, where "
+                f"{free / 1e9:.1f} GB are free: make room, or keep fewer (keep_checkpoints)"
+            )
 
     def _get_output_dir(self, trial) -> str:
         return getattr(self, "_staging_dir", None) or super()._get_output_dir(trial)

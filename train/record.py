@@ -15,12 +15,22 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+PROBE = ".can-be-written"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "diffusers", "tokenizers", "numpy")
 
 
 def open_run(recipe: Any, output: Path, resume: bool) -> str | None:
-    """The checkpoint to go on from, if any. Only whole checkpoints carry that name (see UnifiedTrainer)."""
-    output.mkdir(parents=True, exist_ok=True)
+    """The checkpoint to go on from, if any. Only whole checkpoints carry that name (see `train.checkpoints`).
+
+    Raises:
+        ValueError: a folder that cannot be written, that holds a run already, or one of another recipe.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / PROBE).touch()
+        (output / PROBE).unlink()
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written ({error.strerror}): choose another --output") from error
     checkpoint = get_last_checkpoint(output)
     if checkpoint and not resume:
         raise ValueError(f"{output} holds {Path(checkpoint).name} already: pass --resume, or choose another --output")

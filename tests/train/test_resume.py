@@ -1,11 +1,13 @@
 """A run that was stopped, by Ctrl-C or by a kill at the worst moment, goes on to the losses of one that was not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from train.progress import StopOnSignal
+from train.recipes import spark
+from train.record import open_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,6 +101,41 @@ def test_resuming_reads_no_sample_that_was_seen(make_trainer, tmp_path):
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert read == list(range(30, 60))
+
+
+def test_a_full_disk_is_told_before_training(make_trainer, tmp_path, monkeypatch):
+    """Two checkpoints are kept and one is written beside them; each has the weights and two numbers more of those
+    trained."""
+    trainer = make_trainer(tmp_path, steps=6, save_every=1)
+    numbers = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in trainer.model.state_dict().values())
+    needed = 3 * (stored + 8 * numbers) + stored
+    trainer.args.save_total_limit = 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(ValueError, match="3 checkpoints and the model need 0.0 GB more in .*keep fewer"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_what_is_planned_is_enough(make_trainer, tmp_path):
+    """A checkpoint is not larger than was counted, but for what is written about it."""
+    trainer = make_trainer(tmp_path, steps=1, save_every=1)
+    trainer.train()
+    numbers = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in trainer.model.state_dict().values())
+    files = {path.name: path.stat().st_size for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert files["model.safetensors"] + files["optimizer.pt"] < 1.1 * (stored + 8 * numbers) + 100_000
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/run cannot be written .Not a directory.: choose another --output"):
+        open_run(spark.ugen(), tmp_path / "file" / "run", resume=False)
+    with pytest.raises(ValueError, match="/proc cannot be written"):
+        open_run(spark.ugen(), Path("/proc"), resume=False)
 
 
 # The whole command on real texts and scenes, small enough for a test: text alone, then images, killed on the way.
