@@ -86,7 +86,8 @@ def train_language_model(
         trainer.model.save_pretrained(output, state_dict=weights)
         processor.save_pretrained(output)
         skipped = {"texts": bad_texts, **bad_rows}
-        write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped))
+        seen = mixture.count_samples(len(mixture))
+        write_json(output / "training.json", describe_run(recipe, trainer, skipped_rows=skipped, samples=seen))
     return True
 
 

@@ -4,7 +4,8 @@
     parts_of_like_length   a sample is a row, and rows of about one length are computed together
 
 Losses are those of the samples alone either way, and batches are made of the same samples: neither changes what is
-trained, nor what a resumed run has to remember.
+trained, nor what a resumed run has to remember. Both say at `samples` [rows, tokens] which sample of the batch stands
+where, for whoever asks whose a loss is (`samples_of_losses`); the model is not told.
 
 B samples, T the longest of them, N images or other entries that belong to samples, K features
 """
@@ -46,6 +47,9 @@ def pack(inputs: dict[str, torch.Tensor], model: Any, longest: int) -> dict[str,
         "labels": laid("labels", -100),
         "position_ids": pad_sequence(positions, True, 0).to(input_ids.device),  # each padding is a sample of its own
         "use_cache": False,
+        "samples": pad_sequence(
+            [torch.tensor([n for n in row for _ in range(lengths[n])]) for row in rows], True, -1
+        ).to(input_ids.device),
     }
     place_B = torch.tensor([sample for row in rows for sample in row]).argsort()
     for name, sample_N in samples_of_entries(inputs, model).items():
@@ -85,11 +89,29 @@ def parts_of_like_length(inputs: dict[str, torch.Tensor], model: Any) -> Iterato
         rows_B = steps_B == step
         longest = int(lengths_B[rows_B].max())
         part = {name: inputs[name][rows_B, :longest] for name in ("input_ids", "attention_mask", "labels")}
+        part["samples"] = one_sample_a_row(rows_B, longest)
         for name, sample_N in samples.items():
             chosen_N = rows_B[sample_N]
             if bool(chosen_N.any()):
                 part[name] = inputs[name][chosen_N]
         yield part
+
+
+def one_sample_a_row(rows_B: torch.Tensor, length: int) -> torch.Tensor:
+    """`samples` of the rows that are chosen of a batch."""
+    return rows_B.nonzero().expand(-1, length)
+
+
+def samples_of_losses(
+    samples_BT: torch.Tensor, labels_BT: torch.Tensor, config: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whose they are: for each of the model's unreduced losses of text, and of images, its sample of the batch [N]."""
+    slot, feature = labels_BT == config.image_token_id, labels_BT == config.image_feature_token_id
+    text_N = samples_BT[:, 1:][((labels_BT != -100) & ~slot & ~feature)[:, 1:]]
+    written_N = samples_BT[:, 1:][slot[:, 1:]]
+    return text_N, torch.cat(
+        [written_N, samples_BT[:, config.visual_target_offset :][feature[:, config.visual_target_offset :]]]
+    )
 
 
 def samples_of_entries(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

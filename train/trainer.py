@@ -18,7 +18,8 @@ B batch, T sequence, K codes
 """
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from train.balance import LongTailBalance, count_text_targets
 from train.checkpoints import WholeCheckpoints
-from train.packing import pack, parts_of_like_length
+from train.packing import one_sample_a_row, pack, parts_of_like_length, samples_of_losses
 from train.parts import parameter_groups
 from train.tower_guard import TowerGuard
 
@@ -65,7 +66,7 @@ class LossesPerKind(WholeCheckpoints):
         # model nor divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
-        self._window = LossWindow()
+        self._window: LossWindow | None = None  # of the losses since the last log
 
     @property
     def unified(self) -> Any:
@@ -111,10 +112,15 @@ class LossesPerKind(WholeCheckpoints):
         inputs = dict(inputs)
         indices_B = inputs.pop("sample_indices")
         sums = torch.zeros(2, device=self.args.device)
-        for part in [inputs] if return_outputs else self._in_rows(inputs):
+        self._window = self._window or LossWindow(self.train_dataset)
+        for part in [self._as_it_is(inputs)] if return_outputs else self._in_rows(inputs):
+            samples_BT = part.pop("samples")
             outputs = model(**part)
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
             self._window.add(outputs, part.get("image_tokens"), self.unified.model.image_head)
+            of_losses = samples_of_losses(samples_BT, part["labels"], self.unified.config)
+            self._window.add_sources(outputs, [indices_B[each_N.cpu()] for each_N in of_losses])
+        self._window.tokens += int(inputs["attention_mask"].sum())
         if not torch.isfinite(sums).all():
             raise FloatingPointError(self._not_finite(sums.tolist(), indices_B.tolist()))
         # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
@@ -131,8 +137,15 @@ class LossesPerKind(WholeCheckpoints):
         """The batch as the model is called with it, in one or several parts."""
         if self.packed_length:
             return [pack(inputs, self.unified, self.packed_length)]
-        # Ranks must call the model equally often.
-        return [inputs] if self.accelerator.num_processes > 1 else parts_of_like_length(inputs, self.unified)
+        if self.accelerator.num_processes > 1:  # ranks must call the model equally often
+            return [self._as_it_is(inputs)]
+        return parts_of_like_length(inputs, self.unified)
+
+    @staticmethod
+    def _as_it_is(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        count, length = inputs["input_ids"].shape
+        every_row_B = torch.ones(count, dtype=torch.bool, device=inputs["input_ids"].device)
+        return {**inputs, "samples": one_sample_a_row(every_row_B, length)}
 
     def _not_finite(self, sums: list[float], indices: list[int]) -> str:
         kinds = [kind for kind, total in zip(("text", "image"), sums, strict=True) if not math.isfinite(total)]
@@ -146,10 +159,11 @@ class LossesPerKind(WholeCheckpoints):
         return "; ".join(self.train_dataset.describe_sample(index) for index in indices)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss and perplexity of each kind since the last log, and how the vision tower is."""
+        """Adds loss and perplexity of each kind since the last log, losses by source where there are several, tokens a
+        second, and how the vision tower is."""
         if "loss" in logs:
             logs.update(self._window.means(self.accelerator))
-            self._window = LossWindow()
+            self._window = None
             if self.unified.config.num_codes:
                 logs["active_codes"] = int(self.unified.model.image_head.active_codes.sum())
             if self.balance:
@@ -184,11 +198,18 @@ class LossWindow:
     """Sums since the last log, over the micro-batches of this process.
 
     A z-loss is in the losses, and so in the perplexities: where z is 10, a weight of 1e-5 makes them 0.1% too high.
+
+    Args:
+        mixture: what samples come from; its sources are told apart where there are several.
     """
 
-    def __init__(self):
+    def __init__(self, mixture: Any = None):
+        self.mixture, names = mixture, getattr(mixture, "names", ())
+        self.names = names if len(names) > 1 else ()
         self.totals = dict.fromkeys(("text", "image", "texts", "images", "masked", "tokens"), 0.0)
+        self.of_sources = torch.zeros(len(self.names), 2, 2, dtype=torch.float64)  # text or image; sum and count
         self.likelihoods: set[str] = set()  # kinds whose loss is a likelihood, hence has a perplexity
+        self.tokens, self.started = 0, time.monotonic()
 
     def add(self, outputs: Any, image_tokens: torch.Tensor | None, head: torch.nn.Module) -> None:
         active_K = getattr(head, "active_codes", None)  # a head of vectors has none: no masks, no perplexity
@@ -203,17 +224,34 @@ class LossWindow:
             self.totals["tokens"] += image_tokens.numel()
             self.totals["masked"] += int((~active_K[image_tokens.long()]).sum())
 
+    def add_sources(self, outputs: Any, indices: Sequence[torch.Tensor]) -> None:
+        """`indices`: of text losses and of image losses, the sample of the run that each belongs to."""
+        for kind, of_losses in enumerate(indices if self.names else ()):
+            losses = outputs[("text_loss", "image_loss")[kind]].detach().double().cpu()
+            for index in of_losses.unique().tolist():
+                of_sample = losses[of_losses == index]
+                source = self.names.index(self.mixture.name_of(index))
+                self.of_sources[source, kind] += torch.tensor([float(of_sample.sum()), len(of_sample)]).double()
+
     def means(self, accelerator: Any) -> dict[str, float]:
         """What the log shows, over all processes; what did not occur is left out."""
-        sums, logs = self.totals, {}
+        sums, logs, tokens = self.totals, {}, self.tokens
         if accelerator.num_processes > 1:
             added = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), "sum")
             sums = dict(zip(sums, added.tolist(), strict=True))
+            self.of_sources = accelerator.reduce(self.of_sources.to(accelerator.device), "sum").cpu()
+            tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
         for kind in ("text", "image"):
             if sums[f"{kind}s"]:
                 logs[f"{kind}_loss"] = sums[kind] / sums[f"{kind}s"]
             if sums[f"{kind}s"] and kind in self.likelihoods:
                 logs[f"{kind}_perplexity"] = math.exp(min(logs[f"{kind}_loss"], 700.0))  # exp(710) overflows
+        for name, of_kinds in zip(self.names, self.of_sources.tolist(), strict=True):
+            for kind, (total, count) in zip(("text", "image"), of_kinds, strict=True):
+                if count:
+                    logs[f"{name}/{kind}_loss"] = total / count
         if sums["tokens"]:
             logs["mask_share"] = sums["masked"] / sums["tokens"]
+        if tokens:  # pictures and checkpoints since the last log take their time, too
+            logs["tokens_per_second"] = round(tokens / (time.monotonic() - self.started), 1)
         return logs

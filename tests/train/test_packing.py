@@ -9,7 +9,7 @@ from train.codes import training_scene
 from train.conversations import assistant, image_to_text, text, text_to_image, user
 from train.language_model import read_texts
 from train.mixture import Mixture, SceneSource, TextSource
-from train.packing import arrange, pack, samples_of_entries
+from train.packing import arrange, one_sample_a_row, pack, parts_of_like_length, samples_of_entries, samples_of_losses
 from train.recipes import spark
 from train.scenes import DATA, HeldOut
 from train.trainer import Collator
@@ -56,6 +56,7 @@ def test_hidden_states_are_those_of_the_samples_alone(batch):
     lengths = inputs["attention_mask"].sum(1).tolist()
     alone_BTH = hidden_of_samples(model, inputs)
     packed = pack(inputs, model, LONGEST)
+    packed.pop("samples")
     packed_PTH = hidden_of_samples(model, packed)
     rows = arrange(lengths, LONGEST)
     assert 1 < len(rows) < len(lengths)
@@ -75,6 +76,7 @@ def test_losses_and_gradients_are_those_of_the_samples_alone(batch):
     results = []
     for given in (inputs, pack(inputs, model, LONGEST)):
         model.zero_grad()
+        given.pop("samples", None)
         outputs = model(**given)
         (outputs.text_loss.sum() + (outputs.image_loss.sum() if codes else 0)).backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -99,6 +101,32 @@ def test_entries_follow_their_samples(batch):
     for name, sample_N in before.items():
         chosen = [entry for sample in order for entry in range(len(sample_N)) if sample_N[entry] == sample]
         assert torch.equal(packed[name], inputs[name][chosen]), name
+
+
+@torch.no_grad()
+def test_losses_are_told_whose_they_are(batch):
+    """Of each sample alone, packed, or beside those of its length: the same losses."""
+    model, inputs = batch
+    kinds = ("text_loss", "image_loss") if model.config.num_codes else ("text_loss",)  # else of noise drawn anew
+    found = []
+    every_row_B = torch.ones(len(inputs["labels"]), dtype=torch.bool)
+    whole = {**inputs, "samples": one_sample_a_row(every_row_B, inputs["labels"].shape[1])}
+    for parts in ([whole], [pack(inputs, model, LONGEST)], list(parts_of_like_length(inputs, model))):
+        sums = torch.zeros(len(inputs["labels"]), len(kinds))
+        counts = torch.zeros(len(inputs["labels"]), 2)
+        for part in parts:
+            samples_BT = part.pop("samples")
+            outputs = model(**part)
+            for kind, sample_N in enumerate(samples_of_losses(samples_BT, part["labels"], model.config)):
+                counts[:, kind] += torch.bincount(sample_N, minlength=len(counts))
+                if kind < len(kinds):
+                    assert len(sample_N) == len(outputs[kinds[kind]])
+                    sums[:, kind].index_add_(0, sample_N, outputs[kinds[kind]])
+        found.append((sums, counts))
+    for sums, counts in found[1:]:
+        torch.testing.assert_close(sums, found[0][0], rtol=1e-4, atol=1e-3)
+        assert torch.equal(counts, found[0][1])
+    assert found[0][1].sum(0).min() > 0
 
 
 def test_flash_attention_gets_one_row(batch):

@@ -120,3 +120,32 @@ def test_samples_that_share_rows_teach_what_they_teach_alone(make_trainer, tmp_p
         torch.testing.assert_close(packed[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
     for key in ("loss", "text_loss", "image_loss"):
         assert packed_log[key] == pytest.approx(log[key], abs=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"micro_batches": 2}, {"packed_length": 200}])
+def test_losses_are_told_by_source(make_trainer, tmp_path, fields):
+    """The mean of a source is the one of a batch that holds its samples alone."""
+    trainer = make_trainer(tmp_path, steps=1, steps_per_code=None, **fields)
+    trainer.model.train()
+    expected = {}
+    mixture = trainer.train_dataset
+    for name in mixture.names:
+        samples = [mixture[index] for index in range(10) if mixture.name_of(index) == name]
+        batch = trainer.data_collator(samples)
+        batch.pop("sample_indices")
+        outputs = trainer.model(**batch)
+        for kind in ("text", "image"):
+            if len(outputs[f"{kind}_loss"]):
+                expected[f"{name}/{kind}_loss"] = outputs[f"{kind}_loss"].mean().item()
+    _, log = first_update(trainer)
+    assert {key for key in log if "/" in key} == expected.keys() > {"0/text_loss", "1/text_loss", "2/image_loss"}
+    for key, value in expected.items():
+        assert log[key] == pytest.approx(value, abs=1e-4)
+    assert log["tokens_per_second"] > 0
+
+
+def test_a_single_source_is_not_told_apart(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=1)
+    trainer.train_dataset.names = trainer.train_dataset.names[:1]
+    _, log = first_update(trainer)
+    assert not any("/" in key for key in log)
