@@ -16,6 +16,7 @@ Words that no record holds stand in `prose.toml`, the frame of a card in `templa
 
 import argparse
 import json
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from eval.report import markdown, percent, where_measured
 from modeling_unified.configuration_unified import PARADIGMS, UnifiedConfig
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from train.estimate import count_parts
-from train.recipes import RECIPES
+from train.recipes import CODEBOOKS, RECIPES
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -95,25 +96,30 @@ def small_model(folder: Path, row: str) -> Iterator[tuple[str, str]]:
     if edits:
         facts["editing"] = {k: v["exact"] for k, v in result["editing"]["model"]["held_out"]["by_kind"].items()}
     prose = read_prose()
-    yield "README.md", environment().get_template("spark.md").render(
-        **facts,
-        name=folder.name,
-        row=row,
-        words=filled(prose[row] | {"paper": None}, facts),
-        metadata=metadata(edits, DATASETS, ["custom_code"]),
-        edits=edits,
-        sampling=sampling["image_sampling"],
-        times=round_off(count_all(on_meta(UnifiedConfig.for_paradigm(row))) / result["parameters"]),
-        things=things,
-        shapes=len(concepts) - things,
-        command=command,
-        measured=where_measured(result["environment"]),
-        tables=markdown([result]),
-        minutes=minutes.values(),
-        runs=[describe_run(name, records[name], minutes[name], prose["runs"]) for name in records],
-        data=last,
-        tile=config["codec_config"].get("encoder_tile_size"),
-        sources=sources(),
+    yield (
+        "README.md",
+        environment()
+        .get_template("spark.md")
+        .render(
+            **facts,
+            name=folder.name,
+            row=row,
+            words=filled(prose[row] | {"paper": None}, facts),
+            metadata=metadata(edits, DATASETS, ["custom_code"]),
+            edits=edits,
+            sampling=sampling["image_sampling"],
+            times=round_off(count_all(on_meta(UnifiedConfig.for_paradigm(row))) / result["parameters"]),
+            things=things,
+            shapes=len(concepts) - things,
+            command=command,
+            measured=where_measured(result["environment"]),
+            tables=markdown([result]),
+            minutes=minutes.values(),
+            runs=[describe_run(name, records[name], minutes[name], prose["runs"]) for name in records],
+            data=last,
+            tile=config["codec_config"].get("encoder_tile_size"),
+            sources=sources(),
+        ),
     )
     yield ".eval_results/spark.yaml", yaml_dump(eval_result_entries_to_yaml(list(entries(result, command))))
     yield "NOTICE.md", (ROOT / "train" / "data" / "NOTICE.md").read_text()
@@ -177,15 +183,21 @@ def paper_size(row: str) -> Iterator[tuple[str, str]]:
     model = on_meta(config)
     recipes = [recipe() for name, recipe in RECIPES.items() if name.startswith(f"{row}/")]
     starts = {name.replace("_", " "): getattr(recipes[0], name) for name in ("text_model", "codec", "tower")}
-    yield "README.md", environment().get_template("paper.md").render(
-        name=row,
-        row=row,
-        words=read_prose()[row],
-        metadata=metadata("latents" in config.image_inputs, None, []),
-        total=count_all(model),
-        parts=count_parts(model),
-        recipes=recipes,
-        starts={name: source for name, source in starts.items() if source},
+    yield (
+        "README.md",
+        environment()
+        .get_template("paper.md")
+        .render(
+            name=row,
+            row=row,
+            words=read_prose()[row],
+            metadata=metadata("latents" in config.image_inputs, None, []),
+            total=count_all(model),
+            parts=count_parts(model),
+            recipes=recipes,
+            codebooks=[name for name in CODEBOOKS if name.startswith(f"{row}/")],
+            starts={name: source for name, source in starts.items() if source},
+        ),
     )
     yield "config.json", config_json(config)
 
@@ -238,8 +250,15 @@ def environment() -> Environment:
     )
     made.filters["percent"] = percent
     made.filters["thousands"] = lambda number: f"{number:,}"
-    made.filters["one_line"] = lambda text: " ".join(text.split())
+    made.filters["flow"] = flow
     return made
+
+
+def flow(text: str, indent: str = "") -> str:
+    """Paragraphs, each broken into lines of at most 120 characters, those after its first behind `indent`."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+    options = {"width": 120, "subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+    return "\n\n".join(textwrap.fill(paragraph, **options) for paragraph in paragraphs) + "\n" * text.endswith("\n")
 
 
 def filled(words: Any, facts: dict[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -94,16 +95,13 @@ def faults(folder: Path) -> Iterator[str]:
         yield str(missing)
     yield from code_faults(folder)
     for path in files_of(folder):
-        yield from (f"{path.relative_to(folder)}: {fault}" for fault in file_faults(folder, path))
+        yield from (f"{path.relative_to(folder)}: {fault}" for fault in file_faults(path))
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What would be pushed: huggingface_hub leaves out what git and its own cache keep."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if (path.is_file() or path.is_symlink()) and not {".git", ".cache"} & set(path.relative_to(folder).parts)
-    )
+    """What would be pushed: `upload_folder` leaves out what git and its own cache keep. Links count as files."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return [folder / name for name in sorted(filter_repo_objects(names, ignore_patterns=DEFAULT_IGNORE_PATTERNS))]
 
 
 def code_faults(folder: Path) -> Iterator[str]:
@@ -122,10 +120,10 @@ def code_faults(folder: Path) -> Iterator[str]:
             yield f"{name}: differs from {ours[name].parent.name}/{name}: copy it again"
 
 
-def file_faults(folder: Path, path: Path) -> Iterator[str]:
+def file_faults(path: Path) -> Iterator[str]:
     """What is wrong with the inside of a file."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        yield "a link to somewhere outside the folder"
+    if path.is_symlink():
+        yield "a link, of which what it points to would be pushed: put the file itself here"
     elif path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt"):
