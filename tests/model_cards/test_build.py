@@ -188,8 +188,8 @@ def test_prose_asks_for_numbers_and_a_wrong_name_is_an_error():
     words = {"limits": ["right in {{ held_out.position | percent }}"], "year": 2025}
     facts = {"held_out": {"position": 0.9}}
     assert filled(words, facts) == {"limits": ["right in 90 %"], "year": 2025}
-    with pytest.raises(UndefinedError, match="held_in"):
-        filled("{{ held_in.position }}", facts)
+    with pytest.raises(UndefinedError, match="positoin"):
+        filled("{{ held_out.positoin }}", facts)
 
 
 def test_a_run_that_prose_does_not_know_is_named():

@@ -79,7 +79,8 @@ def test_relative_paths_and_addresses_are_not_those_of_a_machine(tmp_path):
 def test_pickles_are_refused_by_name_and_by_content(folder):
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
     (folder / "notes.json").write_bytes(pickle.dumps({"weight": 1}))
-    (folder / "samples.png").write_bytes(pickle.dumps({"weight": 1}))
+    picture = (folder / "samples.png").read_bytes()
+    (folder / "samples.png").write_bytes(picture[:1000] + pickle.dumps({"weight": 1}) + picture[1100:])
     with zipfile.ZipFile(folder / "model.safetensors", "w") as archive:  # what torch.save writes
         archive.writestr("archive/data.pkl", pickle.dumps({"weight": 1}))
     found = dict(fault.split(": ", 1) for fault in faults(folder))
