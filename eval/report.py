@@ -1,13 +1,13 @@
 """Puts measured numbers into a document.
 
-    python -m eval.report model_cards/ugen-spark/README.md eval/results/ugen-spark.json   # all of one model
-    python -m eval.report README.md eval/results/*-spark.json                             # models beside each other
-    python -m eval.report README.md eval/results/compare.json                             # and their speed
+    python -m eval.report REPORT.md eval/results/ugen-spark.json   # all of one model
+    python -m eval.report README.md eval/results/*-spark.json      # models beside each other
+    python -m eval.report README.md eval/results/compare.json      # and their speed
 
 What stands between the two marker lines of the document is replaced by tables made from the JSON, so that a printed
 number is always a measured one; a test compares them. One result gives a table for each task, several give one table
 with a column for each model; the file that `eval.compare` writes gives that table with more rows, and the commands that
-every number comes from.
+every number comes from. The cards in `model_cards/` take these tables too, when `model_cards.build` writes them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 The folder holds exactly what its Hub repository holds: weights in half precision (loaded as float32 again, since
 `config.json` says so), config, processor, the code, the sampling defaults chosen by measurement, and the records of all
-runs it came from. The card, `README.md`, is written by hand and left alone.
+runs it came from. The card and what else describes the model is left alone: `model_cards.build` writes it, from these
+records and from measurements.
 """
 
 import argparse

@@ -137,4 +137,4 @@ def test_command_line_fills_a_document(two_results, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_card_holds_the_measured_numbers(path):
     card = ROOT / "model_cards" / path.stem / "README.md"
-    assert markdown([json.loads(path.read_text())]) in card.read_text(), "run eval.report for this card"
+    assert markdown([json.loads(path.read_text())]) in card.read_text(), "run model_cards.build"

@@ -1,0 +1,1 @@
+"""The models' folders, each as its Hub repository holds it, and what writes and publishes them."""
