@@ -9,10 +9,10 @@ from train.recipes.kinds import LanguageModelRecipe, Lora, Source
 def concepts() -> LanguageModelRecipe:
     """SmolLM2 learns to draw and to describe a dozen concepts, and should stay what it was as a writer of text.
 
-    What it learns it pays for with text so far (measured, `python -m eval.concepts`): adapters of rank 16 in all layers,
-    600 steps at 1e-3, drew and named everything, and prose had 25 times its perplexity. Rank 8 in attention alone with
-    texts of its own beside: 200 steps at 5e-4 drew nothing and cost 10 % of perplexity; 250 at 1e-3, as here, drew a
-    quarter and cost 13 %.
+    What it learns it pays for with text so far (measured by `python -m eval.concepts`). Adapters of rank 16 in all
+    layers, 600 steps at 1e-3, drew and named everything, and prose had 25 times its perplexity. Rank 8 in attention
+    alone, with whole sentences of its own beside: 200 steps at 5e-4 drew nothing and cost 10 % of perplexity; 250 at
+    1e-3, as here, drew a quarter and cost 13 %.
 
     Its images are of 32x32 pixels, 16 codes of `spark/vq`. All codes are active from the start. Data by `python -m
     train.concepts`, the model by `python -m train.initialise --recipe spark/concepts --output runs/smollm2`.
