@@ -1,6 +1,12 @@
 """Checkpoints that are whole or not there: killed at any moment, a run loses at most what came after the last one.
 
-Processes that train together write one checkpoint, on a file system that they share.
+Processes that train together write one checkpoint, on a file system that they share. Those that share the weights
+(`train.sharding`) write them in pieces, where SHARDED_STATE_DICT is asked for:
+
+checkpoint-N/
+  config.json, ...         of model and processor
+  pytorch_model_fsdp_0/    the weights, a distributed checkpoint of PyTorch's: `train.consolidate` makes a model of it
+  optimizer_0/             two numbers of Adam's for each weight, in the same format
 """
 
 import os
@@ -11,6 +17,8 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
+
+from train.sharding import as_itself
 
 STAGING = "incomplete"
 
@@ -43,7 +51,7 @@ class WholeCheckpoints:
         whole = sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
         weights = trained if isinstance(self.model, PeftModel) else whole
         count = 1 + min(args.save_total_limit or args.max_steps, args.max_steps // max(1, int(args.save_steps)))
-        written = sum(path.stat().st_size for path in output.glob("checkpoint-*/*") if path.is_file())
+        written = sum(path.stat().st_size for path in output.glob("checkpoint-*/**/*") if path.is_file())
         needed = count * (weights + 2 * trained) + weights - written
         free = shutil.disk_usage(output).free
         if needed > free:
@@ -51,6 +59,27 @@ class WholeCheckpoints:
                 f"{count} checkpoints and the model need {needed / 1e9:.1f} GB more in {output}, where "
                 f"{free / 1e9:.1f} GB are free: make room, or keep fewer (keep_checkpoints)"
             )
+
+    def save_whole(self, folder: Path) -> None:
+        """The model alone, loadable by `from_pretrained`. All processes call it, one writes."""
+        weights = self.accelerator.get_state_dict(self.model_wrapped)  # of all of them, where they share it
+        if self.is_world_process_zero():
+            tied = {} if isinstance(self.model, PeftModel) else self.model.all_tied_weights_keys
+            weights |= {name: weights[source] for name, source in tied.items()}  # gathered twice, stored once
+            with as_itself(self.model):
+                self.model.save_pretrained(folder, state_dict=weights)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with as_itself(self.model):
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save and self._in_pieces():  # then transformers writes nothing
+            for part in (self.model.config, self.model.generation_config, self.processing_class):
+                part.save_pretrained(output_dir)
+
+    def _in_pieces(self) -> bool:
+        """Whether checkpoints hold the weights of each process, and not one model."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        return plugin is not None and "SHARDED" in str(plugin.state_dict_type)
 
     def _get_output_dir(self, trial) -> str:
         return getattr(self, "_staging_dir", None) or super()._get_output_dir(trial)

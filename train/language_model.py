@@ -23,6 +23,7 @@ from processing_unified.processing_unified import UnifiedProcessor
 from train.arguments import processes_of_run, training_arguments
 from train.balance import LongTailBalance
 from train.codes import EncodedScenes, encode_scenes, training_scene
+from train.consolidate import read_model
 from train.conversations import by_tokens, image, image_to_text, text_to_image
 from train.dropout import ResidualDropout
 from train.edits import sample_edit
@@ -65,7 +66,7 @@ def train_language_model(
     begun = None if recipe.lora else checkpoint  # with adapters a checkpoint holds these alone
     if whole := begun or (recipe.model and trained_folder(recipe.model, "model")):
         processor = UnifiedProcessor.from_pretrained(whole)
-        model = UnifiedForConditionalGeneration.from_pretrained(whole)
+        model = read_model(whole)
     else:
         tokenizer = build_tokenizer(recipe) if recipe.text_model else new_tokenizer(recipe, texts)
         model = build_model(recipe, tokenizer)
@@ -75,15 +76,16 @@ def train_language_model(
         mixture, bad_rows = build_mixture(recipe, texts, model, processor, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
     trainer = build_trainer(recipe, output, model, processor, mixture)
-    shown = Curves(output, recipe.sample_every) if recipe.sources else Pictures(processor, output, recipe.sample_every)
+    # One process draws the pictures: with a share of the weights it could not.
+    plain = recipe.sources or trainer.accelerator.is_fsdp2
+    shown = Curves(output, recipe.sample_every) if plain else Pictures(processor, output, recipe.sample_every)
     trainer.add_callback(shown)
     trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < recipe.steps:
         return False
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where they share them
+    trainer.save_whole(output)
     if trainer.is_world_process_zero():
-        trainer.model.save_pretrained(output, state_dict=weights)
         processor.save_pretrained(output)
         skipped = {"texts": bad_texts, **bad_rows}
         seen = mixture.count_samples(len(mixture))

@@ -30,6 +30,7 @@ from train.balance import LongTailBalance, count_text_targets
 from train.checkpoints import WholeCheckpoints
 from train.packing import one_sample_a_row, pack, parts_of_like_length, samples_of_losses
 from train.parts import parameter_groups
+from train.sharding import LeaveOutUnused, gathered, share_weights
 from train.tower_guard import TowerGuard
 
 
@@ -66,6 +67,7 @@ class LossesPerKind(WholeCheckpoints):
         # model nor divide by the number of micro-batches.
         self.model_accepts_loss_kwargs = False
         self.loss_is_scaled_for_ga = True
+        self._unused: LeaveOutUnused | None = None  # where processes share weights
         self._window: LossWindow | None = None  # of the losses since the last log
 
     @property
@@ -75,6 +77,10 @@ class LossesPerKind(WholeCheckpoints):
         return unwrap_peft_model(self.model)
 
     def _prepare_for_training(self, *args, **kwargs):
+        if self.accelerator.is_fsdp2 and not self._unused:
+            share_weights(self.model, self.unified, self.accelerator)
+            self._unused = LeaveOutUnused(self.model, self.accelerator)
+            self.add_callback(self._unused)
         prepared = super()._prepare_for_training(*args, **kwargs)
         self.callback_handler.model = self.unified  # callbacks look into its parts
         return prepared
@@ -116,6 +122,8 @@ class LossesPerKind(WholeCheckpoints):
         for part in [self._as_it_is(inputs)] if return_outputs else self._in_rows(inputs):
             samples_BT = part.pop("samples")
             outputs = model(**part)
+            if self._unused:
+                self._unused.watch()
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
             self._window.add(outputs, part.get("image_tokens"), self.unified.model.image_head)
             of_losses = samples_of_losses(samples_BT, part["labels"], self.unified.config)
@@ -169,7 +177,8 @@ class LossesPerKind(WholeCheckpoints):
             if self.balance:
                 logs.update(self.balance.logs())
             if self.guard:
-                logs.update(self.guard.logs(self.unified, self.state.global_step))
+                with gathered(self.model):
+                    logs.update(self.guard.logs(self.unified, self.state.global_step))
         super().log(logs, start_time)
 
 

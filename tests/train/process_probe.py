@@ -2,8 +2,8 @@
 
 test_processes.py runs this file as a script: `process_probe.py MODELS OUTPUT [--micro-batches N] [--stop-at STEP]
 [--resume]`. MODELS holds a folder for each model with its processor. OUTPUT gets, for each, a run's folder, and beside
-it NAME.json with the losses of all steps and NAME.safetensors with the weights; kinds.json says what each of two
-processes trains on in each step.
+it NAME.json with the losses of all steps and NAME-model with the model; kinds.json says what each of two processes
+trains on in each step.
 
 Chance is seeded by the samples of a micro-batch, so that one process with two micro-batches and two processes with one
 each draw the same orders and noises.
@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -31,6 +32,7 @@ from train.mixture import Mixture, SceneSource, TextSource
 from train.progress import StopOnSignal
 from train.recipes import spark
 from train.scenes import HeldOut, sample_scene
+from train.tower_guard import TowerGuard
 from train.trainer import UnifiedTrainer
 
 STEPS, BATCH = 6, 2  # of text, reading and drawing in turn: now and then a process has no image
@@ -76,7 +78,17 @@ def build(folder: Path, output: Path, micro_batches: int) -> UnifiedTrainer:
     mixture = Mixture(parts, STEPS * BATCH, recipe.seed, names=("text", "read", "drawn"))
     trainer = build_trainer(recipe, output, model, processor, mixture)
     trainer.__class__ = SeededTrainer
+    if trainer.guard:  # the first batch alone has too few images
+        trainer.guard = TowerGuard(trainer.data_collator([mixture[index] for index in range(STEPS * BATCH)]))
     return trainer
+
+
+def as_on_gpus(trainer: UnifiedTrainer) -> None:
+    """What accelerate does on GPUs where ACCELERATE_USE_FSDP is set: on CPUs (1.15) its state does not look at the
+    variable, and has to be told."""
+    PartialState().distributed_type = trainer.accelerator.state.distributed_type = DistributedType.FSDP
+    trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    trainer.is_fsdp_enabled = True
 
 
 def main() -> None:
@@ -91,19 +103,18 @@ def main() -> None:
     for folder in sorted(args.models.iterdir()):
         run = args.output / folder.name
         trainer = build(folder, run, args.micro_batches)
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            as_on_gpus(trainer)
         trainer.add_callback(StopOnSignal())
         if args.stop_at:
             trainer.add_callback(StopAt(args.stop_at))
         trainer.train(resume_from_checkpoint=get_last_checkpoint(run) if args.resume else None)
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        trainer.save_whole(args.output / f"{folder.name}-model")
         if trainer.is_world_process_zero():
             history = [row for row in trainer.state.log_history if "loss" in row]
             (args.output / f"{folder.name}.json").write_text(json.dumps(history))
             kinds = [trainer.train_dataset.name_of(index) for index in range(STEPS * BATCH)]
             (args.output / "kinds.json").write_text(json.dumps(list(zip(kinds[::2], kinds[1::2], strict=True))))
-            save_file(
-                {name: value.clone() for name, value in weights.items()}, args.output / f"{folder.name}.safetensors"
-            )
 
 
 if __name__ == "__main__":

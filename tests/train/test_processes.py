@@ -1,5 +1,5 @@
 """Two processes train what one does: the same losses and weights for every row of the table, on batches of which one
-process has no image too; and what two have begun, one goes on with."""
+process has no image too; and what two have begun, one goes on with. So do two that share the weights (FSDP2)."""
 
 import json
 import subprocess
@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+import train
 from modeling_unified.configuration_unified import PARADIGMS
+from train.consolidate import consolidate
 
 PROBE = Path(__file__).with_name("process_probe.py")
+FSDP2 = Path(train.__file__).parent / "launch" / "fsdp2.yaml"
 STOP_AT = 3
 
 
@@ -33,8 +39,27 @@ def launch(start):
 
 
 @pytest.fixture(scope="module")
-def runs(launch, make_tiny_row, make_tiny_processor, tmp_path_factory) -> dict[str, Path]:
-    """Folders of the runs of one process, of two, and of two that were stopped and one that went on."""
+def launch_shared(launch):
+    """With what `accelerate launch` tells its processes where it is given our file."""
+    args, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(FSDP2), "--num_machines", "1", str(PROBE)])
+    )
+    told = {name: value for name, value in prepare_multi_gpu_env(args).items() if "FSDP" in name}
+    assert told["ACCELERATE_USE_FSDP"] == "true" and told["FSDP_VERSION"] == "2"
+
+    def launch_shared(*arguments: str | Path) -> None:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in told.items():
+                environment.setenv(name, value)
+            launch(2, *arguments)
+
+    return launch_shared
+
+
+@pytest.fixture(scope="module")
+def runs(launch, launch_shared, make_tiny_row, make_tiny_processor, tmp_path_factory) -> dict[str, Path]:
+    """Folders of the runs of one process, of two, of two that share the weights, and of two that were stopped and one
+    that went on."""
     from modeling_unified import UnifiedForConditionalGeneration
 
     place = tmp_path_factory.mktemp("processes")
@@ -43,35 +68,80 @@ def runs(launch, make_tiny_row, make_tiny_processor, tmp_path_factory) -> dict[s
         config = make_tiny_row(row)
         UnifiedForConditionalGeneration(config).save_pretrained(place / "models" / row)
         make_tiny_processor(config).save_pretrained(place / "models" / row)
-    for name in ("one", "two", "stopped"):
-        (place / name).mkdir()
-    launch(1, place / "models", place / "one", "--micro-batches", "2")
-    launch(2, place / "models", place / "two")
-    launch(2, place / "models", place / "stopped", "--stop-at", STOP_AT)
-    stopped = {row: json.loads((place / "stopped" / f"{row}.json").read_text()) for row in PARADIGMS}
-    assert {row: history[-1]["step"] for row, history in stopped.items()} == dict.fromkeys(PARADIGMS, STOP_AT + 1)
-    launch(1, place / "models", place / "stopped", "--micro-batches", "2", "--resume")
-    return {name: place / name for name in ("one", "two", "stopped")}
+    folders = {name: place / name for name in ("one", "two", "shared", "stopped")}
+    for folder in folders.values():
+        folder.mkdir()
+    launch(1, place / "models", folders["one"], "--micro-batches", "2")
+    launch(2, place / "models", folders["two"])
+    launch_shared(place / "models", folders["shared"])
+    launch(2, place / "models", folders["stopped"], "--stop-at", STOP_AT)
+    check_stopped(folders["stopped"])
+    launch(1, place / "models", folders["stopped"], "--micro-batches", "2", "--resume")
+    return folders
+
+
+def check_stopped(folder: Path) -> None:
+    assert {row: history(folder, row)[-1]["step"] for row in PARADIGMS} == dict.fromkeys(PARADIGMS, STOP_AT + 1)
 
 
 def history(folder: Path, row: str) -> list[dict]:
     return json.loads((folder / f"{row}.json").read_text())
 
 
-@pytest.mark.parametrize("row", PARADIGMS)
-@pytest.mark.parametrize("other", ["two", "stopped"])
-def test_losses_and_weights_are_those_of_one_process(runs, row, other):
-    one, two = history(runs["one"], row), history(runs[other], row)
-    assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == list(range(1, 7))
-    for expected, entry in zip(one, two, strict=True):
-        for key in ("loss", "text_loss", "image_loss", "grad_norm"):
+def weights(folder: Path, row: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{row}-model" / "model.safetensors")
+
+
+def check_alike(one: Path, other: Path, row: str) -> None:
+    ours, theirs = history(one, row), history(other, row)
+    assert [entry["step"] for entry in theirs] == [entry["step"] for entry in ours] == list(range(1, 7))
+    for expected, entry in zip(ours, theirs, strict=True):
+        for key in ("loss", "text_loss", "image_loss", "grad_norm", "tower_rank"):
             assert (key in entry) == (key in expected)
             if key in expected:
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), (key, entry["step"])
-    weights, others = (load_file(runs[name] / f"{row}.safetensors") for name in ("one", other))
-    assert weights.keys() == others.keys()
-    for name, values in weights.items():
+    expected, others = weights(one, row), weights(other, row)
+    assert expected.keys() == others.keys()
+    for name, values in expected.items():
         torch.testing.assert_close(others[name], values, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("row", PARADIGMS)
+@pytest.mark.parametrize("other", ["two", "stopped", "shared"])
+def test_losses_and_weights_are_those_of_one_process(runs, row, other):
+    check_alike(runs["one"], runs[other], row)
+
+
+@pytest.mark.slow
+def test_two_that_share_weights_stop_and_go_on(runs, launch_shared, tmp_path):
+    models = runs["one"].parent / "models"
+    launch_shared(models, tmp_path, "--stop-at", STOP_AT)
+    check_stopped(tmp_path)
+    launch_shared(models, tmp_path, "--resume")
+    for row in PARADIGMS:
+        check_alike(runs["one"], tmp_path, row)
+
+
+@pytest.mark.parametrize("row", PARADIGMS)
+def test_the_same_files_are_written(runs, row):
+    names = [{path.name for path in (runs[name] / f"{row}-model").iterdir()} for name in ("one", "two", "shared")]
+    assert names[0] == names[1] == names[2] and "modeling_unified.py" in names[0]
+
+
+@pytest.mark.parametrize("row", PARADIGMS)
+def test_a_sharded_checkpoint_becomes_a_model(runs, row, tmp_path):
+    """Bit by bit the one that the processes had together at that step, the last."""
+    checkpoint = runs["shared"] / row / "checkpoint-6"
+    assert not (checkpoint / "model.safetensors").exists()
+    consolidate(checkpoint, tmp_path / "model")
+    ours, theirs = load_file(tmp_path / "model" / "model.safetensors"), weights(runs["shared"], row)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    AutoProcessor.from_pretrained(tmp_path / "model")
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in ours.items())
+    code = {path.name for path in (runs["one"] / f"{row}-model").glob("*.py")}
+    assert code <= {path.name for path in (tmp_path / "model").iterdir()}
 
 
 def test_some_process_had_no_image(runs):
