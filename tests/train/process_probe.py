@@ -1,9 +1,9 @@
 """Trains the models of a folder for a few steps, alone or as one of several processes, and writes down what happened.
 
 test_processes.py runs this file as a script: `process_probe.py MODELS OUTPUT [--micro-batches N] [--stop-at STEP]
-[--resume]`. MODELS holds a folder for each model with its processor. OUTPUT gets, for each, a run's folder, and beside
-it NAME.json with the losses of all steps and NAME-model with the model; kinds.json says what each of two processes
-trains on in each step.
+[--resume] [--half]`, the last for bfloat16 where weights are shared. MODELS holds a folder for each model with its
+processor. OUTPUT gets, for each, a run's folder, and beside it NAME.json with the losses of all steps and NAME-model
+with the model; kinds.json says what each of two processes trains on in each step.
 
 Chance is seeded by the samples of a micro-batch, so that one process with two micro-batches and two processes with one
 each draw the same orders and noises.
@@ -83,12 +83,14 @@ def build(folder: Path, output: Path, micro_batches: int) -> UnifiedTrainer:
     return trainer
 
 
-def as_on_gpus(trainer: UnifiedTrainer) -> None:
+def as_on_gpus(trainer: UnifiedTrainer, half: bool) -> None:
     """What accelerate does on GPUs where ACCELERATE_USE_FSDP is set: on CPUs (1.15) its state does not look at the
     variable, and has to be told."""
     PartialState().distributed_type = trainer.accelerator.state.distributed_type = DistributedType.FSDP
     trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     trainer.is_fsdp_enabled = True
+    if half:
+        trainer.accelerator.state._mixed_precision = "bf16"
 
 
 def main() -> None:
@@ -98,13 +100,14 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--stop-at", type=int)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--half", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for folder in sorted(args.models.iterdir()):
         run = args.output / folder.name
         trainer = build(folder, run, args.micro_batches)
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            as_on_gpus(trainer)
+            as_on_gpus(trainer, args.half)
         trainer.add_callback(StopOnSignal())
         if args.stop_at:
             trainer.add_callback(StopAt(args.stop_at))

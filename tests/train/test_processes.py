@@ -20,6 +20,7 @@ from train.consolidate import consolidate
 PROBE = Path(__file__).with_name("process_probe.py")
 FSDP2 = Path(train.__file__).parent / "launch" / "fsdp2.yaml"
 STOP_AT = 3
+HALF = 0.01  # of a loss after six steps; bfloat16 has 8 bits
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,20 @@ def test_two_that_share_weights_stop_and_go_on(runs, launch_shared, tmp_path):
     launch_shared(models, tmp_path, "--resume")
     for row in PARADIGMS:
         check_alike(runs["one"], tmp_path, row)
+
+
+@pytest.mark.slow
+def test_two_that_share_weights_in_half_precision(runs, launch_shared, tmp_path):
+    """Losses but for rounding; what is stored is float32, and the codec is as it was."""
+    launch_shared(runs["one"].parent / "models", tmp_path, "--half")
+    for row in PARADIGMS:
+        for expected, entry in zip(history(runs["one"], row), history(tmp_path, row), strict=True):
+            assert entry["loss"] != expected["loss"]
+            assert entry["loss"] == pytest.approx(expected["loss"], rel=HALF), (row, entry["step"])
+        stored = weights(tmp_path, row)
+        assert all(value.dtype == torch.float32 for value in stored.values() if value.is_floating_point())
+        codec = [name for name in stored if name.startswith("model.codec.")]
+        assert codec and all(torch.equal(stored[name], weights(runs["one"], row)[name]) for name in codec)
 
 
 @pytest.mark.parametrize("row", PARADIGMS)
