@@ -1,0 +1,1 @@
+"""Benchmarks by name, one file each; `eval.benchmark` says what stands in them."""
