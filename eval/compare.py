@@ -31,14 +31,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from .environment import environment
 from .facts import Scene
 from .items import read_items
 from .judge import Judge
 from .load import MAX_TEXT_TOKENS, HubModel
 from .pictures import SOFT, Strip, draw_strips
 from .report import check_comparable, markdown, model_name, read_record
-from .run import CATEGORIES, environment
-from .spark import HERE, Row, evenly, judge_drawings, real_scene
+from .spark import CATEGORIES, HERE, Row, evenly, judge_drawings, real_scene
 
 PROMPTS_OF_CATEGORY = 2
 FILES = {"json": ".json", "table": ".md", "drawings": ".drawings.png", "chart": ".chart.png"}

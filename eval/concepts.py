@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from .environment import environment
 from .facts import parse
 from .judge import Judge
 from .load import HubModel
 from .pictures import RIGHT, WRONG, Card, Line, Section, draw_sheet
-from .run import environment
 from .spark import HERE, TEXT_FILE, Row, evenly, facts_seen, read_items, stated_facts
 
 SEEDS = 4  # drawings of each caption

@@ -59,7 +59,7 @@ def tell(hub_model: HubModel, rng: random.Random) -> list[Told]:
     captions = hub_model.describe([row["image"] for row in rows])
     answers = iter(
         hub_model.answer(
-            [row["image"] for row in rows for _ in range(QUESTIONS)], [q["question"] for qs in questions for q in qs]
+            [(row["image"], q["question"]) for row, asked in zip(rows, questions, strict=True) for q in asked]
         )
     )
     return [

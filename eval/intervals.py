@@ -41,3 +41,14 @@ def intervals(
             found.setdefault(name, []).append(score)
     edges = (50 * (1 - SHARE), 50 * (1 + SHARE))
     return {name: tuple(float(edge) for edge in np.nanpercentile(scores, edges)) for name, scores in found.items()}
+
+
+def with_intervals(
+    rows: Sequence[Row], summarise: Callable[[Sequence[Row]], dict[str, float]], clusters: Sequence[str] | None = None
+) -> dict[str, Row]:
+    """`{score: {"value", "low", "high", "n"}}`."""
+    bounds = intervals(rows, summarise, clusters)
+    return {
+        name: {"value": value, "low": bounds[name][0], "high": bounds[name][1], "n": len(rows)}
+        for name, value in summarise(rows).items()
+    }

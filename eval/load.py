@@ -16,6 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
+from .processes import processes
+
 if importlib.util.find_spec("modeling_unified"):
     import modeling_unified  # noqa: F401
 
@@ -28,15 +30,23 @@ class HubModel:
     Every verb takes lists of any length and works in batches of `batch_size` behind a progress bar.
     """
 
+    verbs = frozenset({"answer", "draw", "score"})
+
     def __init__(self, model: Any, processor: Any, batch_size: int = 32) -> None:
         self.model, self.processor, self.batch_size = model.eval(), processor, batch_size
 
     @classmethod
     def load(cls, name: str, trust_remote_code: bool = False, batch_size: int = 32) -> HubModel:
-        """Loads a folder or a Hub id, in float32 whatever it is stored in: numbers then hang less on the hardware."""
+        """Loads a folder or a Hub id, in float32 whatever it is stored in: numbers then hang less on the hardware. On a
+        GPU where there is one, each process on its own."""
         model = AutoModelForMultimodalLM.from_pretrained(name, trust_remote_code=trust_remote_code, dtype=torch.float32)
+        model.to(processes().device)
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
         return cls(model, processor, batch_size)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
 
     @property
     def image_sampling(self) -> dict[str, Any]:
@@ -71,14 +81,16 @@ class HubModel:
         """A caption for each image."""
         return self._write([[_user(_image(image))] for image in images], "describing")
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        """An answer for each pair of image and question."""
-        conversations = [[_user(_image(i), _text(q))] for i, q in zip(images, questions, strict=True)]
-        return self._write(conversations, "answering")
+    def answer(
+        self, contents: Sequence[Sequence[str | Image.Image]], max_new_tokens: int = MAX_TEXT_TOKENS
+    ) -> list[str]:
+        """An answer to each content: texts and images in the order in which a user says and shows them."""
+        parts = [[_text(part) if isinstance(part, str) else _image(part) for part in content] for content in contents]
+        return self._write([[_user(*content)] for content in parts], "answering", max_new_tokens)
 
     def complete(self, text: str) -> str:
         """The text and how the model goes on with it, greedily."""
-        inputs = self.processor(text=[text])
+        inputs = self.processor(text=[text]).to(self.model.device)
         ids = self.model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_TEXT_TOKENS)
         return self.processor.post_process_multimodal_output(ids, generation_mode="text")[0]
 
@@ -87,8 +99,9 @@ class HubModel:
         restored, tokens = [], []
         for rows in self._batches(len(images), "reconstructing"):
             batch = self.processor.image_processor([images[row] for row in rows], return_tensors="pt")
-            tokens.append(self.model.encode_images(batch["pixel_values"]))
-            pixels = list(self.model.reconstruct(batch["pixel_values"]))
+            views = batch["pixel_values"].to(self.model.device)
+            tokens.append(self.model.encode_images(views).cpu())
+            pixels = [image.cpu() for image in self.model.reconstruct(views)]
             restored += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         return restored, torch.cat(tokens)
 
@@ -98,8 +111,9 @@ class HubModel:
         nats, tokens = 0.0, 0
         for rows in self._batches(len(texts), "reading"):
             documents = [[{"role": "assistant", "content": [_text(texts[row])]}] for row in rows]
-            outputs = self.model(**self.processor.encode_conversations(documents), skip_logits=True)
-            nats += float(outputs.text_loss.double().sum())
+            inputs = self.processor.encode_conversations(documents).to(self.model.device)
+            outputs = self.model(**inputs, skip_logits=True)
+            nats += float(outputs.text_loss.cpu().double().sum())
             tokens += len(outputs.text_loss)
         return nats, tokens
 
@@ -122,16 +136,16 @@ class HubModel:
                 image_sampling=image_sampling,
                 return_dict_in_generate=True,
             )
-            pixels = [image for row in drawn.images for image in row]
+            pixels = [image.cpu() for row in drawn.images for image in row]
             images += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
             seconds.append((time.monotonic() - started) / len(rows))
         return images, seconds
 
-    def _write(self, conversations: list[list[dict]], verb: str) -> list[str]:
+    def _write(self, conversations: list[list[dict]], verb: str, max_new_tokens: int = MAX_TEXT_TOKENS) -> list[str]:
         texts: list[str] = []
         for rows in self._batches(len(conversations), verb):
             inputs = self._inputs([conversations[row] for row in rows], "text")
-            ids = self.model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=MAX_TEXT_TOKENS)
+            ids = self.model.generate(**inputs, generation_mode="text", do_sample=False, max_new_tokens=max_new_tokens)
             new_ids = ids[:, inputs["input_ids"].shape[1] :]
             texts += self.processor.post_process_multimodal_output(new_ids, generation_mode="text")
         return texts
@@ -144,7 +158,7 @@ class HubModel:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-        )
+        ).to(self.model.device)
 
     def _batches(self, count: int, verb: str) -> Iterator[range]:
         for start in tqdm(range(0, count, self.batch_size), desc=verb, unit="batch", disable=count <= self.batch_size):

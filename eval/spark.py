@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 from PIL import Image
 
+from .benchmark import load_metric
 from .facts import HANDS, PLACE_OF_CELL, Fact, Scene, facts_from_json, facts_of, parse
 from .features import ImageFeatures
+from .intervals import with_intervals
 from .items import read_items
 from .judge import Judge, Layout
 from .load import HubModel
@@ -34,13 +35,9 @@ DRAWINGS_FILE = HERE.parent / "train" / "data" / "drawings.parquet"
 SPLITS = ("held_out", "seen")
 TASKS = ("drawing", "describing", "answering", "codec", "text", "editing")
 DEFAULT_TASKS = TASKS[:-1]
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 Row = dict[str, Any]
-
-
-def metric(name: str) -> evaluate.Metric:
-    """One of our metric modules, by path: works offline. Kept in memory: its inputs leave no files behind."""
-    return evaluate.load(str(HERE / "metrics" / name), keep_in_memory=True)
 
 
 def evenly(items: list[Row], limit: int | None) -> list[Row]:
@@ -84,10 +81,10 @@ def judge_drawings(judge: Judge, rows: list[Row], images: Sequence[Image.Image])
     layouts = judge(images)
     found = [as_text(facts_seen(layout)) for layout in layouts]
     required = [as_text(facts_from_json(row["facts"])) for row in rows]
-    scores = metric("drawing").compute(
+    scores = load_metric("drawing").compute(
         predictions=found, references=required, categories=[row["category"] for row in rows]
     )
-    by_kind = metric("describing").compute(predictions=found, references=required)["by_kind"]
+    by_kind = load_metric("describing").compute(predictions=found, references=required)["by_kind"]
     scores["facts"] = {
         kind: by_kind[kind]["recall"] for kind in sorted({json.loads(f)[0] for r in required for f in r})
     }
@@ -131,8 +128,8 @@ def measure_frechet(items: list[Row]) -> Row:
     real, restored, drawn = (features([item[kind] for item in items]).numpy() for kind in ("real", "restored", "drawn"))
     return {
         "features": features.name,
-        "model": metric("frechet").compute(predictions=drawn, references=real),
-        "codec": metric("frechet").compute(predictions=restored, references=real),
+        "model": load_metric("frechet").compute(predictions=drawn, references=real),
+        "codec": load_metric("frechet").compute(predictions=restored, references=real),
     }
 
 
@@ -213,7 +210,7 @@ def measure_describing(hub_model: HubModel, limit: int | None) -> tuple[Row, lis
         stated = [stated_facts(caption) for caption in captions]
         wanted = [facts_from_json(row["facts"]) for row in chosen]
         true = [facts_of(Scene.from_json(row["scene"])) for row in chosen]
-        results[split] = metric("describing").compute(
+        results[split] = load_metric("describing").compute(
             predictions=[as_text(facts) for facts in stated],
             references=[as_text(facts) for facts in wanted],
             true_facts=[as_text(facts) for facts in true],
@@ -235,15 +232,14 @@ def measure_answering(hub_model: HubModel, limit: int | None) -> tuple[Row, list
     results, items = {}, []
     for split in SPLITS:
         chosen = of_split(rows, split, limit)
-        answers = hub_model.answer([images[row["scene_id"]] for row in chosen], [row["question"] for row in chosen])
-        results[split] = metric("answering").compute(
-            predictions=answers,
-            references=[row["answer"] for row in chosen],
-            kinds=[row["kind"] for row in chosen],
+        answers = hub_model.answer([(images[row["scene_id"]], row["question"]) for row in chosen])
+        scorer, references = load_metric("answering"), [row["answer"] for row in chosen]
+        results[split] = scorer.compute(
+            predictions=answers, references=references, kinds=[row["kind"] for row in chosen]
         )
-        for row, given in zip(chosen, answers, strict=True):
+        for row, given, scored in zip(chosen, answers, scorer.score_items(answers, references), strict=True):
             items.append({key: row[key] for key in ("id", "scene_id", "split", "kind", "question", "answer")})
-            items[-1]["given"] = given
+            items[-1] |= {"given": given, "right": bool(scored["right"])}
     return results, items
 
 
@@ -257,7 +253,7 @@ def measure_codec(hub_model: HubModel, limit: int | None) -> Row:
         restored, tokens = hub_model.reconstruct(images)
         num_codes = hub_model.model.config.num_codes
         codebook = {"codes": tokens.numpy(), "num_codes": num_codes} if num_codes else {}
-        results[name] = metric("reconstruction").compute(predictions=restored, references=images, **codebook)
+        results[name] = load_metric("reconstruction").compute(predictions=restored, references=images, **codebook)
     return results
 
 
@@ -272,6 +268,28 @@ def measure_text(hub_model: HubModel, limit: int | None) -> Row:
         "tokens": tokens,
         "n": len(texts),
     }
+
+
+RIGHT = {"drawing": "right", "describing": "right", "answering": "right", "editing": "exact"}
+GROUPS = {"drawing": "category", "answering": "kind", "editing": "kind"}
+
+
+def shares_of_items(items: dict[str, list[Row]]) -> Row:
+    """By part and split, the share of items that are right, with its interval; of all, and by category or kind."""
+
+    def share(of: list[Row], key: str) -> Row:
+        return with_intervals(of, lambda rows: {"share": sum(row[key] for row in rows) / len(rows)})["share"]
+
+    found: Row = {}
+    for part, rows in items.items():
+        for split in SPLITS:
+            chosen = [row for row in rows if row["split"] == split]
+            groups = {"overall": chosen}
+            for row in chosen if part in GROUPS else ():
+                groups.setdefault(row[GROUPS[part]], []).append(row)
+            shares = {name: share(of, RIGHT[part]) for name, of in groups.items() if of}
+            found.setdefault(part, {})[split] = shares
+    return found
 
 
 def evaluate_spark(
@@ -305,4 +323,5 @@ def evaluate_spark(
         results["frechet"] = measure_frechet(items["drawing"])
     if "editing" in tasks:
         results["editing"], items["editing"] = measure_editing(hub_model, judge, limit, seed, image_sampling)
+    results["shares"] = shares_of_items(items)
     return results, items

@@ -27,13 +27,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from .environment import environment
 from .facts import Scene
 from .items import read_items
 from .judge import Judge
 from .load import HubModel
 from .pictures import RIGHT, SOFT, WRONG, wrap
-from .run import CATEGORIES, environment
-from .spark import HERE, Row, evenly, judge_drawings, real_scene
+from .spark import CATEGORIES, HERE, Row, evenly, judge_drawings, real_scene
 
 SETTING = "num_inference_steps"
 SPLIT = "seen"

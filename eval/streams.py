@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from .environment import environment
 from .load import HubModel
-from .run import environment
 from .spark import SPLITS, Row, measure_answering, measure_describing
 
 VIEWS = {"tokens": "pixel_values", "features": "feature_pixel_values"}  # by the processor's names

@@ -19,12 +19,12 @@ import numpy as np
 from PIL import Image
 
 from .concepts import read_drawings
+from .environment import environment
 from .facts import vocabulary
 from .items import read_items
 from .judge import References
 from .load import HubModel
 from .pictures import Strip, draw_strips
-from .run import environment
 from .spark import HERE, Row, evenly
 
 FOLDERS = ("taught", "others")

@@ -19,6 +19,7 @@ from eval.judge import Judge, Layout, Seen
 from eval.load import HubModel
 from eval.pictures import Card, Line, Section, draw_sheet, wrap
 from eval.spark import (
+    CATEGORIES,
     DEFAULT_TASKS,
     TASKS,
     TEXT_FILE,
@@ -41,26 +42,6 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def model_folder(make_tiny_config, trained_tokenizer, tmp_path_factory):
-    """A random model of two layers that draws 64 x 64 pixels from 64 codes, saved as a Hub repository would hold it."""
-    from modeling_unified import UnifiedForConditionalGeneration
-    from processing_unified import UnifiedImageProcessor, UnifiedProcessor
-
-    codec = make_tiny_config().codec_config.to_dict() | {
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "block_out_channels": [8, 8, 8, 16],
-    }
-    torch.manual_seed(0)
-    model = UnifiedForConditionalGeneration(make_tiny_config(codec_config=codec, image_size=[64, 64]))
-    image_processor = UnifiedImageProcessor(size={"height": 64, "width": 64}, stride=8)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model.save_pretrained(folder)
-    UnifiedProcessor(image_processor, trained_tokenizer, image_stride=8).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def hub_model(model_folder):
     return HubModel.load(str(model_folder), batch_size=4)
 
@@ -70,7 +51,7 @@ def test_real_scenes_get_full_marks_and_other_scenes_none(judge):
     real = [real_scene(Scene.from_json(row["scene"]), judge) for row in rows]
     scores, items = judge_drawings(judge, rows, real)
     assert scores["overall"] == 1 and set(scores["facts"].values()) == {1.0}
-    assert set(eval.run.CATEGORIES) <= scores.keys() and all(item["right"] for item in items)
+    assert set(CATEGORIES) <= scores.keys() and all(item["right"] for item in items)
     wrong, items = judge_drawings(judge, rows, real[1:] + real[:1])
     assert wrong["overall"] < 0.03 and any(item["missing"] for item in items)
 
@@ -250,8 +231,8 @@ def test_same_seed_same_image_in_any_batch(hub_model):
 def test_batches_do_not_change_texts(hub_model):
     images = [row["image"] for row in read_items(DATA / "spark_describing.parquet")[:5]]
     questions = ["what is this?", "how many cats?", "is there a bus?", "which style?", "where is the cat?"]
-    together = hub_model.answer(images, questions)
-    assert together == [hub_model.answer([i], [q])[0] for i, q in zip(images, questions, strict=True)]
+    contents = list(zip(images, questions, strict=True))
+    assert hub_model.answer(contents) == [hub_model.answer([content])[0] for content in contents]
 
 
 def test_perplexity_is_that_of_the_model(hub_model):

@@ -28,21 +28,21 @@ def _normalised(answer: str) -> str:
     return answer.strip().removesuffix(".").strip().lower()
 
 
-def _yes_no(answers: list[tuple[str, str]]) -> dict[str, float]:
-    """POPE's numbers from (prediction, reference) pairs whose reference is yes or no."""
-    true_yes = sum(prediction == reference == "yes" for prediction, reference in answers)
-    said_yes = sum(prediction == "yes" for prediction, _ in answers)
-    is_yes = sum(reference == "yes" for _, reference in answers)
+def _yes_no(rows: list[dict[str, float]]) -> dict[str, float]:
+    """POPE's numbers of rows whose reference is yes or no."""
+    true_yes = sum(row["says_yes"] and row["is_yes"] for row in rows)
+    said_yes = sum(row["says_yes"] for row in rows)
+    is_yes = sum(row["is_yes"] for row in rows)
     precision = true_yes / said_yes if said_yes else 0.0
     recall = true_yes / is_yes if is_yes else 0.0
     return {
-        "accuracy": sum(prediction == reference for prediction, reference in answers) / len(answers),
+        "accuracy": sum(row["right"] for row in rows) / len(rows),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "yes_ratio": said_yes / len(answers),
-        "neither_ratio": sum(prediction not in ("yes", "no") for prediction, _ in answers) / len(answers),
-        "n": len(answers),
+        "yes_ratio": said_yes / len(rows),
+        "neither_ratio": sum(row["unparsed"] for row in rows) / len(rows),
+        "n": len(rows),
     }
 
 
@@ -58,15 +58,32 @@ class Answering(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text, "kinds": text}),
         )
 
+    def score_items(self, predictions: list[str], references: list[str]) -> list[dict[str, float]]:
+        """For each answer `right`, and for yes/no questions `says_yes`, `is_yes` and `unparsed` (neither)."""
+        rows = []
+        for prediction, reference in zip(map(_normalised, predictions), map(_normalised, references), strict=True):
+            row = {"right": int(prediction == reference)}
+            if reference in ("yes", "no"):
+                row |= {"says_yes": int(prediction == "yes"), "is_yes": int(reference == "yes")}
+                row["unparsed"] = int(prediction not in ("yes", "no"))
+            rows.append(row)
+        return rows
+
+    def summarise(self, rows: list[dict[str, float]]) -> dict[str, float]:
+        """Accuracy; F1 of yes where there are yes/no questions."""
+        yes_no = [row for row in rows if "is_yes" in row]
+        accuracy = {"accuracy": sum(row["right"] for row in rows) / len(rows)}
+        return accuracy | ({"f1": _yes_no(yes_no)["f1"]} if yes_no else {})
+
     def _compute(self, predictions: list[str], references: list[str], kinds: list[str]) -> dict:
-        answers = [(_normalised(p), _normalised(r)) for p, r in zip(predictions, references, strict=True)]
+        rows = self.score_items(predictions, references)
         right_by_kind = collections.defaultdict(list)
-        for (prediction, reference), kind in zip(answers, kinds, strict=True):
-            right_by_kind[kind].append(prediction == reference)
+        for row, kind in zip(rows, kinds, strict=True):
+            right_by_kind[kind].append(row["right"])
         result = {
-            "accuracy": sum(p == r for p, r in answers) / len(answers),
+            "accuracy": sum(row["right"] for row in rows) / len(rows),
             "by_kind": {kind: sum(right) / len(right) for kind, right in sorted(right_by_kind.items())},
-            "n": len(answers),
+            "n": len(rows),
         }
-        yes_no = [(p, r) for p, r in answers if r in ("yes", "no")]
+        yes_no = [row for row in rows if "is_yes" in row]
         return {**result, "yes_no": _yes_no(yes_no)} if yes_no else result

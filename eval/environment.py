@@ -1,0 +1,58 @@
+"""What numbers were measured with: code, packages, machine, and which model and data exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+
+PACKAGES = ("torch", "transformers", "diffusers", "evaluate", "datasets", "numpy", "pillow", "scipy")
+WEIGHTS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json", "processor_config.json")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())) or "no GPU used"
+    cores = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
+    return {
+        "commit": f"{commit or 'unknown'}{' with changes' if changed else ''}",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()}, {cores}, {gpus}",
+    }
+
+
+def digest(files: list[Path]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of files and their names."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(path.name.encode())
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def model_revision(name: str) -> str:
+    """The commit of a Hub id as it lies in the cache; of a folder, a digest of weights, configuration and tokenizer."""
+    folder = Path(name)
+    if folder.is_dir():
+        return "sha256 " + digest([path for pattern in WEIGHTS for path in folder.glob(pattern)])
+    return Path(huggingface_hub.hf_hub_download(name, "config.json")).parent.name
+
+
+def data_revision(source: str | Path) -> str:
+    """The commit of a data set of the Hub; of a file or folder, a digest of its files."""
+    path = Path(source)
+    if path.exists():
+        return "sha256 " + digest([path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()])
+    return huggingface_hub.HfApi().dataset_info(str(source)).sha
