@@ -30,6 +30,7 @@ CATEGORIES = {
     "color_attr": "attribute binding",
     "overall": "overall",
 }
+QUESTIONS = ("colour", "count", "hand", "object", "place", "presence")
 
 
 def percent(share: float | None) -> str:
@@ -201,6 +202,29 @@ CELLS: dict[str, Callable[[Any], dict[str, str]]] = {
 }
 
 
+# What a share with an interval is called in the table: part and group -> label.
+INTERVAL_LABELS = {
+    **{("drawing", key): f"drawing: {name}" for key, name in CATEGORIES.items()},
+    ("describing", "overall"): "describing: all facts right, none missing",
+    ("answering", "overall"): "answering: accuracy",
+    **{
+        ("answering", kind): f"answering: {kind}" for kind in ("colour", "count", "hand", "object", "place", "presence")
+    },
+    ("editing", "overall"): "editing: both",
+}
+
+
+def interval_cells(shares: dict[str, Any]) -> dict[str, str]:
+    """Shares with half the width of their intervals, label -> "78±5 / 76±4 %"; they take the place of bare shares."""
+
+    def cell(part: str, group: str) -> str:
+        of = [shares[part][split].get(group) for split in SPLITS]
+        halves = ["-" if s is None else f"{100 * s['value']:.0f}±{50 * (s['high'] - s['low']):.0f}" for s in of]
+        return " / ".join(halves) + " %"
+
+    return {label: cell(*key) for key, label in INTERVAL_LABELS.items() if key[0] in shares}
+
+
 def model_name(record: dict[str, Any]) -> str:
     return Path(record["model"]).name
 
@@ -216,6 +240,10 @@ def seconds_note(record: dict[str, Any]) -> str | None:
         batch_size, machine = record["settings"]["batch_size"], record["environment"]["machine"]
         return f"Seconds: median over batches of {batch_size} ({machine})."
     return None
+
+
+def interval_note(record: dict[str, Any]) -> str | None:
+    return "± is half of a 95 % interval (bootstrap over items)." if "shares" in record else None
 
 
 def counts_note(records: Sequence[dict[str, Any]]) -> str:
@@ -296,9 +324,14 @@ def table_of_several(records: Sequence[dict[str, Any]]) -> str:
     lines = ["| held-out / seen combinations | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for part, cells_of in CELLS.items():
         columns = [cells_of(record[part]) if part in record else {} for record in records]
+        sure = [interval_cells(record.get("shares", {})) for record in records]
+        columns = [
+            column | {label: cells[label] for label in column.keys() & cells.keys()}
+            for column, cells in zip(columns, sure, strict=True)
+        ]
         for label in dict.fromkeys(label for column in columns for label in column):
             lines.append(f"| {label} | " + " | ".join(column.get(label, "-") for column in columns) + " |")
-    notes = [common_note(records, note) for note in (frechet_note, seconds_note)]
+    notes = [common_note(records, note) for note in (interval_note, frechet_note, seconds_note)]
     return "\n\n".join(filter(None, ["\n".join(lines), " ".join(filter(None, notes))]))
 
 
