@@ -42,7 +42,7 @@ def embedded(path: Path) -> str:
 
 
 def bar(score: Row, least: float, most: float) -> str:
-    """The interval as a line and the value as a tick, between the least and the greatest number of its row."""
+    """The interval as a line and the value as a tick, from 0 to 1 or as far as the numbers of the row reach."""
     span = (most - least) or 1.0
     low, value, high = (100 * (score[key] - least) / span for key in ("low", "value", "high"))
     return (
@@ -54,11 +54,11 @@ def bar(score: Row, least: float, most: float) -> str:
 
 def table_of(rows: dict[str, dict[str, Row]], columns: Sequence[str], corner: str) -> str:
     """Rows of scores, a column for each model or score; "not measured" where there is none."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in [corner, *columns])
+    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in [corner, *columns])
     lines = [f"<tr>{head}</tr>"]
     for name, scores in rows.items():
-        least = min(score["low"] for score in scores.values())
-        most = max(score["high"] for score in scores.values())
+        least = min(0.0, *(score["low"] for score in scores.values()))
+        most = max(1.0, *(score["high"] for score in scores.values()))
         cells = []
         for column in columns:
             if score := scores.get(column):
@@ -66,7 +66,7 @@ def table_of(rows: dict[str, dict[str, Row]], columns: Sequence[str], corner: st
                 cells.append(f"<td>{score['value']:.3f} {bounds}{bar(score, least, most)}</td>")
             else:
                 cells.append('<td class="soft">not measured</td>')
-        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(cells)}</tr>")
+        lines.append(f"<tr><td>{html.escape(name.replace('_', ' '))}</td>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"
 
 
