@@ -105,17 +105,27 @@ class HubModel:
             restored += self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         return restored, torch.cat(tokens)
 
-    @torch.no_grad()
     def text_loss(self, texts: Sequence[str]) -> tuple[float, int]:
         """Negative log likelihood in nats of texts as whole documents, and the number of predicted tokens."""
-        nats, tokens = 0.0, 0
-        for rows in self._batches(len(texts), "reading"):
-            documents = [[{"role": "assistant", "content": [_text(texts[row])]}] for row in rows]
-            inputs = self.processor.encode_conversations(documents).to(self.model.device)
-            outputs = self.model(**inputs, skip_logits=True)
-            nats += float(outputs.text_loss.cpu().double().sum())
-            tokens += len(outputs.text_loss)
-        return nats, tokens
+        return self.losses([[{"role": "assistant", "content": [_text(text)]}] for text in texts])["text"]
+
+    @torch.no_grad()
+    def losses(self, conversations: Sequence[list[dict]], seed: int = 0) -> dict[str, tuple[float, int]]:
+        """Sums of the losses of what is predicted, and numbers of predicted tokens, by `text` and `image`.
+
+        In nats where a token is one of a vocabulary; a diffusion head's loss is a mean squared error, whose noises and
+        times are drawn from `seed`.
+        """
+        sums, counts = {"text": 0.0, "image": 0.0}, {"text": 0, "image": 0}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for rows in self._batches(len(conversations), "reading"):
+                inputs = self.processor.encode_conversations([conversations[row] for row in rows])
+                outputs = self.model(**inputs.to(self.model.device), skip_logits=True)
+                for kind, losses in (("text", outputs.text_loss), ("image", outputs.image_loss)):
+                    sums[kind] += float(losses.cpu().double().sum())
+                    counts[kind] += len(losses)
+        return {kind: (sums[kind], counts[kind]) for kind in sums}
 
     def _draw(
         self,

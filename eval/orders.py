@@ -34,7 +34,7 @@ from .items import read_items
 from .judge import Judge
 from .load import HubModel
 from .pictures import Strip, draw_strips
-from .spark import CATEGORIES, HERE, SPLITS, Row, judge_drawings, of_split
+from .spark import HERE, SPLITS, Row, judge_drawings, of_split
 
 Place = tuple[int, int]
 # What places are sorted by, of row, column and the middle of the grid.
@@ -123,10 +123,11 @@ def table(results: dict[str, Row]) -> str:
 
 def first_of_categories(items: list[Row]) -> list[Row]:
     """The first held-out drawing of each category that was measured."""
-    held_out = [item for item in items if item["split"] == "held_out"]
-    return [
-        next(i for i in held_out if i["category"] == c) for c in CATEGORIES if c in {i["category"] for i in held_out}
-    ]
+    first: dict[str, Row] = {}
+    for item in items:
+        if item["split"] == "held_out":
+            first.setdefault(item["category"], item)
+    return list(first.values())
 
 
 def run(model: str, output: Path, limit: int | None, seed: int, batch_size: int, trust_remote_code: bool) -> Row:
