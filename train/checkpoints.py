@@ -98,10 +98,12 @@ class WholeCheckpoints:
             self._staging_dir = None
         self.accelerator.wait_for_everyone()
         if first:
-            for checkpoint in staging.iterdir():
-                shutil.rmtree(output / checkpoint.name, ignore_errors=True)  # the same step, saved before a resume
-                os.replace(checkpoint, output / checkpoint.name)
-            os.rmdir(staging)
+            for checkpoint in list(staging.iterdir()):
+                whole = output / checkpoint.name
+                if whole.exists():  # the same step, saved before a resume; to delete it takes time, to move it none
+                    os.replace(whole, staging / "replaced")
+                os.replace(checkpoint, whole)
+            shutil.rmtree(staging)
             rotate_checkpoints(str(output), save_total_limit=self.args.save_total_limit, use_mtime=True)
         self.accelerator.wait_for_everyone()
 

@@ -205,3 +205,13 @@ def test_the_command_survives_kill_nine(tmp_path):
 
 def get_last_checkpoint_or_none(folder: Path) -> str | None:
     return get_last_checkpoint(folder) if folder.exists() else None
+
+
+def test_a_step_that_is_saved_again_replaces_its_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path / "run", steps=1, save_every=1)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    (checkpoint / "of the first").touch()
+    trainer._save_checkpoint(trainer.model, None)
+    assert not (checkpoint / "of the first").exists() and (checkpoint / "model.safetensors").is_file()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if "checkpoint" not in path.name) == []
