@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,19 +276,26 @@ GROUPS = {"drawing": "category", "answering": "kind", "editing": "kind"}
 
 
 def shares_of_items(items: dict[str, list[Row]]) -> Row:
-    """By part and split, the share of items that are right, with its interval; of all, and by category or kind."""
+    """By part and split, the share of items that are right, with its interval: overall, and by category or kind.
 
-    def share(of: list[Row], key: str) -> Row:
-        return with_intervals(of, lambda rows: {"share": sum(row[key] for row in rows) / len(rows)})["share"]
+    Of drawings the overall share is the mean of the categories' shares, as GenEval has it.
+    """
+
+    def share(rows: Sequence[Row], part: str, by: str | None = None) -> dict[str, float]:
+        groups: dict[Any, list[bool]] = {}
+        for row in rows:
+            groups.setdefault(row[by] if by else None, []).append(row[RIGHT[part]])
+        return {"share": statistics.mean(sum(right) / len(right) for right in groups.values())}
 
     found: Row = {}
     for part, rows in items.items():
         for split in SPLITS:
             chosen = [row for row in rows if row["split"] == split]
-            groups = {"overall": chosen}
-            for row in chosen if part in GROUPS else ():
-                groups.setdefault(row[GROUPS[part]], []).append(row)
-            shares = {name: share(of, RIGHT[part]) for name, of in groups.items() if of}
+            by = "category" if part == "drawing" else None
+            shares = {"overall": with_intervals(chosen, partial(share, part=part, by=by))["share"]}
+            for name in dict.fromkeys(row[GROUPS[part]] for row in chosen) if part in GROUPS else ():
+                group = [row for row in chosen if row[GROUPS[part]] == name]
+                shares[name] = with_intervals(group, partial(share, part=part))["share"]
             found.setdefault(part, {})[split] = shares
     return found
 
