@@ -65,6 +65,9 @@ PLACEHOLDERS = {"codes": SLOT, "latents": SLOT, "features": FEATURE}
 
 
 class UnifiedProcessorKwargs(ProcessingKwargs, total=False):
+    """generation_mode: what the chat template is told of the answer. Accepted in every call, since pipelines pass it
+    beside templates that do not ask for it; a raw prompt is the same for each."""
+
     generation_mode: str | None
 
 
@@ -155,14 +158,13 @@ class UnifiedProcessor(ProcessorMixin):
         names = ["feature_pixel_values"] * self.reads_features + ["feature_sizes"] * self._sizes_differ
         return super().model_input_names + names
 
-    def __call__(self, images=None, text=None, generation_mode: str | None = None, **kwargs) -> BatchFeature:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs) -> BatchFeature:
         """Raw prompts to model inputs.
 
         Args:
             images: one image, a list (in the order of the placeholders over all texts), or one list per text.
             text: a str or a list of str, with one `<|image_slot|>` per image. `[SOS]` is put in front where a text does
                 not begin with it (not with `add_special_tokens=False`); nothing else is added.
-            generation_mode: accepted since pipelines pass it; a prompt is the same for each.
             kwargs: as of any processor, for example `return_tensors` ("pt" by default), `size={"height":, "width":}`.
 
         Returns:
