@@ -1,5 +1,5 @@
-"""transformers' own tests on our classes: ModelTesterMixin and ConfigTester in conformance_suite.py, ProcessorTesterMixin
-and ImageProcessingTestMixin in conformance_processing_suite.py.
+"""transformers' own tests on our classes: ModelTesterMixin and ConfigTester in conformance_suite.py,
+ProcessorTesterMixin and ImageProcessingTestMixin in conformance_processing_suite.py.
 
 They are not in the wheel. The source distribution of the pinned version holds most of them; what it leaves out is
 replaced: `tests/generation`, `tests/exporters`, `tests/utils` by empty stand-ins, so nothing here tests generation, and
