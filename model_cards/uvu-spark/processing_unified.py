@@ -79,7 +79,7 @@ class UnifiedProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with the attributes `boi_token`, `eoi_token`, `image_token`, `image_feature_token`
             beside `pad_token`, `bos_token`, `eos_token`, `mask_token`.
         chat_template: jinja source; by default the one whose sequences equal those of `encode_conversations`. It is set
-            on the tokenizer too, for pipelines that know nothing of images.
+            on the tokenizer too, and padding on the left, for pipelines that use the tokenizer by itself.
         image_stride: pixels per image token and side, as of the codec; by default that of the image processor, which is
             set to it otherwise.
         image_inputs: what an image is read through, in order: "codes", "latents", "features"; as in the model's config.
@@ -127,7 +127,7 @@ class UnifiedProcessor(ProcessorMixin):
             )
         chat_template = chat_template or CHAT_TEMPLATE
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        tokenizer.chat_template = chat_template
+        tokenizer.chat_template, tokenizer.padding_side = chat_template, "left"
         if image_stride is not None:
             image_processor.stride = image_stride
         self.image_stride = image_processor.stride
