@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, TorchAoConfig, pipeline
-from transformers.utils import is_torchao_available
 from transformers.utils.import_utils import is_serve_available
 
 from modeling_unified import UnifiedForConditionalGeneration
@@ -72,12 +71,10 @@ def test_half_precision(saved, prompt):
     draws_and_writes(half, saved, prompt)
 
 
-@pytest.mark.skipif(not is_torchao_available(), reason="torchao is not installed")
 def test_int8(saved, prompt, tmp_path):
     """Weights of the language model and of what is around it; saved, it loads again as it was."""
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    asked = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["model.codec", "lm_head"])
+    int8 = pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig()
+    asked = TorchAoConfig(int8, modules_to_not_convert=["model.codec", "lm_head"])
     small = AutoModelForMultimodalLM.from_pretrained(saved, quantization_config=asked)
     layer = small.model.language_model.layers[0].mlp.up_proj.weight
     assert type(layer.data) is not torch.Tensor and layer.qdata.dtype == torch.int8
