@@ -80,7 +80,7 @@ class TextToImagePipeline(Pipeline):
         for_jobs = {"num_images_per_prompt": 1, **self._preprocess_params, **for_jobs}
         for_generate = {"generation_mode": "image", **self._forward_params, **for_generate}
         for_generate = self._with_image_size(**for_generate)
-        batch_size = batch_size or self._batch_size or 1
+        batch_size = next(size for size in (batch_size, self._batch_size, 1) if size is not None)
         self._check(batch_size=batch_size, **for_jobs, **for_generate)
 
         many = isinstance(prompt, Iterable) and not isinstance(prompt, str | dict) and not _is_conversation(prompt)
@@ -90,11 +90,10 @@ class TextToImagePipeline(Pipeline):
             return (drawn for batch in self._batches(jobs, batch_size, for_generate) for drawn in batch)
         jobs = list(jobs)  # a mistake in the last prompt is found before the first is drawn
         batches, drawn = -(-len(jobs) // batch_size), []
-        bar = logging.tqdm(total=batches, desc="drawing", unit="batch", disable=batches < 2)
-        for batch in self._batches(iter(jobs), batch_size, for_generate):
-            drawn += batch
-            bar.update()
-        bar.close()
+        with logging.tqdm(total=batches, desc="drawing", unit="batch", disable=batches < 2) as bar:
+            for batch in self._batches(iter(jobs), batch_size, for_generate):
+                drawn += batch
+                bar.update()
         return drawn if many else drawn[0]
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:

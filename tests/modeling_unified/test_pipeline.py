@@ -233,7 +233,7 @@ def test_a_saved_pipeline_loads_again(pipe, tmp_path):
         ("a cat", {"num_images": 2}, r"text-to-image takes no \['num_images'\]; it takes .*'seed'"),
         ("a cat", {"generate_kwargs": {"num_return_sequences": 2}}, "takes no .*num_return_sequences"),
         ("a cat", {"num_images_per_prompt": 0}, "num_images_per_prompt 0: pass at least 1"),
-        ("a cat", {"batch_size": -1}, "batch_size is -1"),
+        ("a cat", {"batch_size": 0}, "batch_size is 0"),
         (["a", "two"], {"seed": [1]}, "1 seeds for 2 images: pass one for each"),
         (["a", "two"], {"seed": [1, 2], "num_images_per_prompt": 2}, "2 seeds for 4 images"),
         (["a", "two"], {"generator": [torch.Generator()]}, "1 generators for 2 images"),
