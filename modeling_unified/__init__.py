@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from processing_unified import UnifiedImageProcessor, UnifiedProcessor
@@ -31,6 +32,8 @@ AutoProcessor.register(UnifiedConfig, UnifiedProcessor)
 PIPELINE_REGISTRY.register_pipeline(
     "text-to-image", TextToImagePipeline, pt_model=(AutoModelForMultimodalLM,), type="multimodal"
 )
+# By this table `transformers serve` tells whether a model is one, and what it reads.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[UnifiedConfig.model_type] = UnifiedForConditionalGeneration.__name__
 # Saving a checkpoint ships the code of these classes beside it.
 UnifiedConfig.register_for_auto_class()
 UnifiedModel.register_for_auto_class("AutoModel")

@@ -1,7 +1,9 @@
-"""transformers' own ModelTesterMixin and ConfigTester on our classes (conformance_suite.py).
+"""transformers' own tests on our classes: ModelTesterMixin and ConfigTester in conformance_suite.py,
+ProcessorTesterMixin and ImageProcessingTestMixin in conformance_processing_suite.py.
 
-They are not in the wheel. The source distribution of the pinned version holds most of them; what it leaves out
-(`tests/generation`, `tests/exporters`, `tests/utils`) is replaced by empty stand-ins, so nothing here tests generation.
+They are not in the wheel. The source distribution of the pinned version holds most of them; what it leaves out is
+replaced: `tests/generation`, `tests/exporters`, `tests/utils` by empty stand-ins, so nothing here tests generation, and
+what fetches images by one image of ours.
 """
 
 import os
@@ -13,12 +15,16 @@ from pathlib import Path
 
 import pytest
 import transformers
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 STAND_INS = {
-    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
-    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
-    "utils/test_configuration_utils.py": 'config_common_kwargs = {"output_hidden_states": True, "dtype": "float16"}\n',
+    "tests/exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "tests/generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "tests/utils/test_configuration_utils.py": (
+        'config_common_kwargs = {"output_hidden_states": True, "dtype": "float16"}\n'
+    ),
+    "utils/fetch_hub_objects_for_ci.py": "def url_to_local_path(url):\n    return 'image.png'\n",
 }
 
 
@@ -40,16 +46,18 @@ def transformers_tests(request) -> Path:
             tar.extractall(cache, [m for m in tar if m.name.startswith(f"{name}/tests/")], filter="data")
     (folder / "tests" / "__init__.py").touch()
     for file, text in STAND_INS.items():
-        path = folder / "tests" / file
+        path = folder / file
         path.parent.mkdir(exist_ok=True)
         (path.parent / "__init__.py").touch()
         path.write_text(text)
+    Image.new("RGB", (40, 30), "red").save(folder / "image.png")
     return folder
 
 
 @pytest.mark.slow
-def test_our_classes_pass_the_model_tests_of_transformers(transformers_tests):
-    suite = shutil.copy(ROOT / "tests" / "conformance_suite.py", transformers_tests / "test_unified.py")
+@pytest.mark.parametrize("name", ["conformance_suite.py", "conformance_processing_suite.py"])
+def test_our_classes_pass_the_tests_of_transformers(transformers_tests, name):
+    suite = shutil.copy(ROOT / "tests" / name, transformers_tests / f"test_{name}")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(transformers_tests), str(ROOT)])}
     settings = transformers_tests / "pytest.ini"  # else pytest would find ours, in a folder above
     settings.write_text("[pytest]\n")

@@ -139,10 +139,18 @@ class UnifiedModel(UnifiedPreTrainedModel):
             pixel_values: the codec's view, [N, C, H, W] in [-1, 1]; or `image_tokens`, computed before.
             feature_pixel_values: the vision tower's view, [R, C, H, W], padded at the right and below.
             feature_sizes: [R, 2], height and width in pixels of each image in it; by default all of it.
+
+        Raises:
+            ValueError: views of different numbers of images.
         """
         if image_tokens is None and pixel_values is not None:
             image_tokens = self.encode_images(pixel_values)
         view = images_of_sizes(feature_pixel_values, feature_sizes)
+        if image_tokens is not None and view is not None and len(image_tokens) != len(view):
+            raise ValueError(
+                f"the codec sees {len(image_tokens)} images, the vision tower {len(view)}: pass both views of each (a "
+                "pipeline of transformers that batches conversations keeps the first view of each: batch_size=1)"
+            )
         images = ImageBatch(image_tokens, self.embed_image_tokens, view)
         parts = zip(*(encoder(images) for encoder in self.encoders.values()), strict=True)
         embeds = [torch.cat(parts_of_image) for parts_of_image in parts]

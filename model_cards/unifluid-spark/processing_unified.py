@@ -65,6 +65,9 @@ PLACEHOLDERS = {"codes": SLOT, "latents": SLOT, "features": FEATURE}
 
 
 class UnifiedProcessorKwargs(ProcessingKwargs, total=False):
+    """generation_mode: what the chat template is told of the answer. Accepted in every call, since pipelines pass it
+    beside templates that do not ask for it; a raw prompt is the same for each."""
+
     generation_mode: str | None
 
 
@@ -76,7 +79,7 @@ class UnifiedProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with the attributes `boi_token`, `eoi_token`, `image_token`, `image_feature_token`
             beside `pad_token`, `bos_token`, `eos_token`, `mask_token`.
         chat_template: jinja source; by default the one whose sequences equal those of `encode_conversations`. It is set
-            on the tokenizer too, for pipelines that know nothing of images.
+            on the tokenizer too, and padding on the left, for pipelines that use the tokenizer by itself.
         image_stride: pixels per image token and side, as of the codec; by default that of the image processor, which is
             set to it otherwise.
         image_inputs: what an image is read through, in order: "codes", "latents", "features"; as in the model's config.
@@ -124,7 +127,7 @@ class UnifiedProcessor(ProcessorMixin):
             )
         chat_template = chat_template or CHAT_TEMPLATE
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        tokenizer.chat_template = chat_template
+        tokenizer.chat_template, tokenizer.padding_side = chat_template, "left"
         if image_stride is not None:
             image_processor.stride = image_stride
         self.image_stride = image_processor.stride
@@ -155,14 +158,13 @@ class UnifiedProcessor(ProcessorMixin):
         names = ["feature_pixel_values"] * self.reads_features + ["feature_sizes"] * self._sizes_differ
         return super().model_input_names + names
 
-    def __call__(self, images=None, text=None, generation_mode: str | None = None, **kwargs) -> BatchFeature:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs) -> BatchFeature:
         """Raw prompts to model inputs.
 
         Args:
             images: one image, a list (in the order of the placeholders over all texts), or one list per text.
             text: a str or a list of str, with one `<|image_slot|>` per image. `[SOS]` is put in front where a text does
                 not begin with it (not with `add_special_tokens=False`); nothing else is added.
-            generation_mode: accepted since pipelines pass it; a prompt is the same for each.
             kwargs: as of any processor, for example `return_tensors` ("pt" by default), `size={"height":, "width":}`.
 
         Returns:

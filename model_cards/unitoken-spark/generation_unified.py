@@ -167,6 +167,11 @@ class UnifiedGenerationMixin(GenerationMixin):
             negative_mask=negative_prompt_attention_mask,
             streamer=streamer,
         )
+        if negative_prompt_ids is not None and not request.guided:
+            raise ValueError(
+                f"a negative prompt in {mode!r} mode at guidance_scale {request.sampling['guidance_scale']}: it has a "
+                "say over images only, where guidance_scale is not 1; pass another scale or leave it out"
+            )
         if mode == "image":
             begun = int((input_ids[:, -1] == self.config.boi_token_id).sum())
             if 0 < begun < len(input_ids):

@@ -78,7 +78,7 @@ def test_images_are_dealt_out_in_reading_order(model, tiny_processor, make_codes
     codes_NL = torch.stack([make_codes(seed) for seed in range(3)])
     slot = tiny_processor.tokenizer.image_token * L
     inputs = tiny_processor.tokenizer([f"{slot}and{slot}", f"{slot}a cat"], return_tensors="pt", padding=True)
-    logits = model(input_ids=inputs["input_ids"], image_tokens=codes_NL).logits
+    logits = model(**inputs, image_tokens=codes_NL).logits
     for row, codes in ((0, codes_NL[:2]), (1, codes_NL[2:])):
         ids_T = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
         alone = model(input_ids=ids_T[None], image_tokens=codes).logits[0]
