@@ -7,7 +7,7 @@ One step is the mean loss of all targets and its gradients by hidden states and 
 
     plain        F.cross_entropy of all logits, by autograd
     checkpointed chunks of positions, whose logits are computed again in the backward pass: four products, not three
-    ours         `token_losses`
+    ours         `losses_together`: one call for both softmaxes, where there are two
 
 Three cases: one softmax over text and codes; two, half of the targets text and half codes; and these with nine of ten
 codes dropped before the loss, as balancing does. Ours must give the plain gradients, by test at small sizes and here to
@@ -42,7 +42,7 @@ from transformers import PreTrainedConfig
 
 from benchmarks.hardware import hardware
 from modeling_unified import language_head_unified
-from modeling_unified.language_head_unified import LanguageHead, token_losses
+from modeling_unified.language_head_unified import LanguageHead, Targets, losses_together
 
 RESULTS = Path(__file__).parent / "results" / "vocabulary_loss.json"
 THREADS = 2
@@ -50,25 +50,29 @@ CHECKPOINTED_LOGITS = 2**24  # of a chunk; what the package had when it checkpoi
 MATRICES_OF_PLAIN = 5  # logits, their softmax and both derivatives, and one to spare; of N x V numbers
 CASES = ("one softmax", "two softmaxes", "two, 90 % of codes dropped")
 
-Loss = Callable[[torch.Tensor, torch.Tensor, LanguageHead, slice], torch.Tensor]
+Losses = Callable[[list[Targets], LanguageHead], list[torch.Tensor]]
 
 
-def plain(hidden_NH: torch.Tensor, ids_N: torch.Tensor, lm_head: LanguageHead, rows: slice) -> torch.Tensor:
+def plain_losses(hidden_NH: torch.Tensor, ids_N: torch.Tensor, lm_head: LanguageHead, rows: slice) -> torch.Tensor:
     logits_NR = F.linear(hidden_NH, lm_head.weight[rows])
     return F.cross_entropy(logits_NR, ids_N - (rows.start or 0), reduction="none")
 
 
-def checkpointed(hidden_NH: torch.Tensor, ids_N: torch.Tensor, lm_head: LanguageHead, rows: slice) -> torch.Tensor:
-    chunk = max(1, CHECKPOINTED_LOGITS // len(range(*rows.indices(lm_head.out_features))))
-    chunks = zip(hidden_NH.split(chunk), ids_N.split(chunk), strict=True)
-    return torch.cat([checkpoint(plain, *pair, lm_head, rows, use_reentrant=False) for pair in chunks])
+def plain(groups: list[Targets], lm_head: LanguageHead) -> list[torch.Tensor]:
+    return [plain_losses(hidden_NH, ids_N, lm_head, rows) for hidden_NH, ids_N, rows in groups]
 
 
-def ours(hidden_NH: torch.Tensor, ids_N: torch.Tensor, lm_head: LanguageHead, rows: slice) -> torch.Tensor:
-    return token_losses(hidden_NH, ids_N, lm_head, rows=rows)
+def checkpointed(groups: list[Targets], lm_head: LanguageHead) -> list[torch.Tensor]:
+    losses = []
+    for hidden_NH, ids_N, rows in groups:
+        chunk = max(1, CHECKPOINTED_LOGITS // len(range(*rows.indices(lm_head.out_features))))
+        chunks = zip(hidden_NH.split(chunk), ids_N.split(chunk), strict=True)
+        parts = [checkpoint(plain_losses, *pair, lm_head, rows, use_reentrant=False) for pair in chunks]
+        losses.append(torch.cat(parts))
+    return losses
 
 
-WAYS: dict[str, Loss] = {"plain": plain, "checkpointed": checkpointed, "ours": ours}
+WAYS: dict[str, Losses] = {"plain": plain, "checkpointed": checkpointed, "ours": losses_together}
 
 
 def softmaxes(case: str, sizes: dict[str, int]) -> list[tuple[int, slice]]:
@@ -89,27 +93,24 @@ class Step:
         torch.manual_seed(0)
         vocab_size = sizes["text"] + sizes["codes"]
         self.lm_head = LanguageHead(PreTrainedConfig(hidden_size=sizes["hidden"], vocab_size=vocab_size))
-        self.softmaxes = [
-            (torch.randn(count, sizes["hidden"]), torch.randint(*rows.indices(vocab_size)[:2], (count,)), rows)
+        self.groups = [
+            Targets(torch.randn(count, sizes["hidden"]), torch.randint(*rows.indices(vocab_size)[:2], (count,)), rows)
             for count, rows in softmaxes(case, sizes)
         ]
 
-    def __call__(self, loss: Loss) -> list[torch.Tensor]:
+    def __call__(self, way: Losses) -> list[torch.Tensor]:
         """Gradients: of the matrix, then of each softmax's hidden states."""
         self.lm_head.weight.grad = None
-        hidden = [hidden_NH.detach().requires_grad_() for hidden_NH, _, _ in self.softmaxes]
-        losses = [
-            loss(hidden_NH, ids_N, self.lm_head, rows)
-            for hidden_NH, (_, ids_N, rows) in zip(hidden, self.softmaxes, strict=True)
-        ]
+        groups = [group._replace(hidden_NH=group.hidden_NH.detach().requires_grad_()) for group in self.groups]
+        losses = way(groups, self.lm_head)
         (sum(losses_N.sum() for losses_N in losses) / sum(map(len, losses))).backward()
-        return [self.lm_head.weight.grad, *(hidden_NH.grad for hidden_NH in hidden)]
+        return [self.lm_head.weight.grad, *(group.hidden_NH.grad for group in groups)]
 
 
 def largest_difference(case: str, sizes: dict[str, int]) -> float:
     """Of ours from the plain gradients, relative to the largest number of each."""
     step = Step(case, sizes)
-    found = [grad.clone() for grad in step(ours)]
+    found = [grad.clone() for grad in step(losses_together)]
     wanted = step(plain)
     return max(float(a.sub_(b).abs_().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
 

@@ -33,7 +33,7 @@ from .configuration_unified import UnifiedConfig
 from .encoders_unified import ENCODERS, ImageBatch
 from .generation_unified import UnifiedGenerationMixin
 from .heads_unified import HEADS, START_BY_THEMSELVES
-from .language_head_unified import LanguageHead, token_losses
+from .language_head_unified import LanguageHead
 from .orders_unified import ORDERS, check_order, next_places, places_of_slots, put_in_order, raster
 
 if TYPE_CHECKING:  # saving follows relative imports by their text: this line ships the pipeline's file to the Hub
@@ -431,10 +431,7 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
         config, head, labels_BT = self.config, self.model.image_head, labels_BT.to(hidden_BTH.device)
         slot, feature = config.image_token_id, config.image_feature_token_id
         text_BT = (labels_BT != -100) & (labels_BT != slot) & (labels_BT != feature)
-        text_hidden_NH, text_ids_N = predicting(hidden_BTH, text_BT, 1), labels_BT[:, 1:][text_BT[:, 1:]]
-        closed_V = head.closed_rows(self.lm_head.weight.shape[0])
-        z_loss_weight = config.z_loss_weight if self.training else 0.0
-        text_loss = token_losses(text_hidden_NH, text_ids_N, self.lm_head, closed_V, head.text_rows, z_loss_weight)
+        text = predicting(hidden_BTH, text_BT, 1), labels_BT[:, 1:][text_BT[:, 1:]]
         hidden, targets = [], []
         for kind, tokens, offset in ((slot, image_tokens, 1), (feature, feature_tokens, config.visual_target_offset)):
             asked_BT = labels_BT == kind
@@ -452,9 +449,9 @@ class UnifiedForConditionalGeneration(UnifiedPreTrainedModel, UnifiedGenerationM
                 )
             hidden.append(predicting(hidden_BTH, asked_BT, offset))
             targets.append(tokens[asked_BT[holes_BT]])
-        if not hidden:
-            return text_loss, text_loss.new_zeros(0)
-        return text_loss, head.loss(torch.cat(hidden), torch.cat(targets), self.lm_head)
+        image = (torch.cat(hidden), torch.cat(targets)) if hidden else None
+        z_loss_weight = config.z_loss_weight if self.training else 0.0  # in evaluation a loss is a likelihood
+        return head.losses(text, image, self.lm_head, z_loss_weight)
 
 
 def predicting(hidden_BTH: torch.Tensor, targets_BT: torch.Tensor, offset: int) -> torch.Tensor:

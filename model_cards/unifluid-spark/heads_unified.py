@@ -1,13 +1,14 @@
 """How an image token is fed back to the language model and predicted by it.
 
-Contract: `embed(tokens, embed_tokens)`, `loss(hidden, tokens, lm_head) -> unreduced`,
-`sample(hidden, lm_head, sampling, ...) -> tokens`; `sampling_defaults`, the settings `sample` takes, and
-`check_sampling`, which refuses bad ones; `text_rows`, `closed_rows` and `sequence_ids`, the head's part in the
-vocabulary. The vocabulary's two matrices belong to the backbone; a head that needs them is handed them.
+Contract: `embed(tokens, embed_tokens)`; `losses(text, image, lm_head, z_loss_weight) -> unreduced`, of text as well,
+since the matrix that predicts codes predicts text too; `sample(hidden, lm_head, sampling, ...) -> tokens`;
+`sampling_defaults`, the settings `sample` takes, and `check_sampling`, which refuses bad ones; `text_rows`,
+`closed_rows` and `sequence_ids`, the head's part in the vocabulary. The vocabulary's two matrices belong to the
+backbone; a head that needs them is handed them.
 
-B batch, L image tokens, N positions, H hidden size, V vocabulary, K codes. Of the diffusion head: D numbers of a token,
-W width of its MLP, M modulating vectors of the MLP, R draws of time and noise for each token in training, S steps of
-sampling.
+B batch, L image tokens, N positions, T positions of text, H hidden size, V vocabulary, K codes. Of the diffusion head:
+D numbers of a token, W width of its MLP, M modulating vectors of the MLP, R draws of time and noise for each token in
+training, S steps of sampling.
 """
 
 import math
@@ -20,7 +21,7 @@ from transformers import initialization as init
 
 from .configuration_unified import UnifiedConfig
 from .diffusion_unified import OBJECTIVES, DenoisingMLP, HeadLinear, HeadNorm
-from .language_head_unified import ALL_ROWS, logits_of, token_losses
+from .language_head_unified import ALL_ROWS, Targets, logits_of, losses_together, token_losses
 
 GUIDANCE_SCHEDULES = ("linear", "constant")
 
@@ -81,14 +82,8 @@ class CategoricalHead(nn.Module):
         self.mask_token_id = config.mask_token_id
         self.text_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset)
         self.code_rows = ALL_ROWS if config.joint_softmax else slice(config.code_offset, None)
-        self.training_z_loss_weight = config.z_loss_weight
         self.loss_on_mask, self.closes_rows = config.loss_on_mask, not config.inactive_codes_in_softmax
         self.register_buffer("active_codes", torch.ones(config.num_codes, dtype=torch.bool))
-
-    @property
-    def z_loss_weight(self) -> float:
-        """None in evaluation: there a loss is a likelihood."""
-        return self.training_z_loss_weight if self.training else 0.0
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -119,26 +114,46 @@ class CategoricalHead(nn.Module):
     def embed(self, codes: torch.Tensor, embed_tokens: nn.Embedding) -> torch.Tensor:
         return embed_tokens(self.ids(codes))
 
-    def loss(self, hidden_NH: torch.Tensor, codes_N: torch.Tensor, lm_head: nn.Module) -> torch.Tensor:
-        """Cross-entropy of each code, float32 [N]; zero where a [MASK] target is not trained on.
+    def losses(
+        self,
+        text: tuple[torch.Tensor, torch.Tensor],
+        image: tuple[torch.Tensor, torch.Tensor] | None,
+        lm_head: nn.Module,
+        z_loss_weight: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each text token, float32 [T], and of each code, float32 [N]; zero where a [MASK] target is
+        not trained on.
+
+        Args:
+            text: hidden states [T, H] and the ids that they predict, int64 [T].
+            image: hidden states [N, H] and codes, int64 [N]; None where there are none.
+            z_loss_weight: see `losses_together`.
 
         Raises:
             ValueError: a [MASK] target, which is a row of text, in a softmax of codes alone.
         """
-        ids_N, closed_V = self.ids(codes_N), self.closed_rows(lm_head.weight.shape[0])
+        closed_V = self.closed_rows(lm_head.weight.shape[0])
+        groups = [Targets(*text, self.text_rows)]
+        if image is None:
+            (text_losses_T,) = losses_together(groups, lm_head, closed_V, z_loss_weight)
+            return text_losses_T, text_losses_T.new_zeros(0)
+        hidden_NH, ids_N = image[0], self.ids(image[1])
+        taught_N = self._taught(ids_N)
+        groups.append(Targets(hidden_NH[taught_N], ids_N[taught_N], self.code_rows))
+        text_losses_T, losses_N = losses_together(groups, lm_head, closed_V, z_loss_weight)
+        return text_losses_T, losses_N.new_zeros(len(ids_N)).masked_scatter(taught_N, losses_N)
+
+    def _taught(self, ids_N: torch.Tensor) -> torch.Tensor:
+        """Which targets are trained on, bool [N]."""
         masked_N = ids_N == self.mask_token_id
-        if not bool(masked_N.any()):
-            return token_losses(hidden_NH, ids_N, lm_head, closed_V, self.code_rows, self.z_loss_weight)
         if not self.loss_on_mask:
-            open_NH, open_N = hidden_NH[~masked_N], ids_N[~masked_N]
-            losses_N = token_losses(open_NH, open_N, lm_head, closed_V, self.code_rows, self.z_loss_weight)
-            return losses_N.new_zeros(len(ids_N)).masked_scatter(~masked_N, losses_N)
-        if self.code_rows != ALL_ROWS:
+            return ~masked_N
+        if self.code_rows != ALL_ROWS and bool(masked_N.any()):
             raise ValueError(
                 f"{int(masked_N.sum())} of {len(ids_N)} targets are inactive codes, hence [MASK], which the softmax of "
                 "codes alone does not have: set loss_on_mask=False or joint_softmax=True"
             )
-        return token_losses(hidden_NH, ids_N, lm_head, closed_V, z_loss_weight=self.z_loss_weight)
+        return torch.ones_like(masked_N)
 
     def sample(
         self,
@@ -224,7 +239,24 @@ class DiffusionHead(nn.Module):
         self._check_width(tokens)
         return self.token_embedding(tokens.to(self.token_embedding[0].weight.dtype))
 
-    def loss(self, hidden_NH: torch.Tensor, tokens_ND: torch.Tensor, lm_head: nn.Module) -> torch.Tensor:
+    def losses(
+        self,
+        text: tuple[torch.Tensor, torch.Tensor],
+        image: tuple[torch.Tensor, torch.Tensor] | None,
+        lm_head: nn.Module,
+        z_loss_weight: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of each text token, float32 [T], and `loss` of each image token, float32 [N].
+
+        Args:
+            text: hidden states [T, H] and the ids that they predict, int64 [T].
+            image: hidden states [N, H] and tokens [N, D]; None where there are none.
+            z_loss_weight: see `losses_together`.
+        """
+        text_losses_T = token_losses(*text, lm_head, z_loss_weight=z_loss_weight)
+        return text_losses_T, text_losses_T.new_zeros(0) if image is None else self.loss(*image)
+
+    def loss(self, hidden_NH: torch.Tensor, tokens_ND: torch.Tensor) -> torch.Tensor:
         """The objective's loss of each token, float32 [N]: a mean over `diffusion_batch_mul` times and noises."""
         self._check_width(tokens_ND)
         condition_NW = self.net.hidden_projection(hidden_NH)

@@ -66,7 +66,7 @@ def trained(request, make_head, conditions_2H):
         rows_N = torch.arange(64) % 2
         tokens_ND = MEANS[rows_N] + DEVIATIONS[rows_N] * torch.randn(64, SIZE)
         optimizer.zero_grad()
-        head.loss(conditions_2H[rows_N], tokens_ND, None).mean().backward()
+        head.loss(conditions_2H[rows_N], tokens_ND).mean().backward()
         optimizer.step()
         schedule.step()
     return head
@@ -181,7 +181,7 @@ def test_losses_and_gradients_are_the_formulas(make_sharp_head, objective):
     head = make_sharp_head(objective)
     hidden_NH, tokens_ND, weights_N = torch.randn(9, HIDDEN, requires_grad=True), torch.randn(9, SIZE), torch.rand(9)
     torch.manual_seed(5)
-    losses_N = head.loss(hidden_NH, tokens_ND, None)
+    losses_N = head.loss(hidden_NH, tokens_ND)
     parameters = dict(head.net.named_parameters())
     grads = torch.autograd.grad((losses_N * weights_N).sum(), [hidden_NH, *parameters.values()])
 
@@ -392,7 +392,7 @@ def test_tokens_of_another_codec_are_refused(make_head):
     with pytest.raises(ValueError, match="tokens of 5 numbers do not fit a codec of 4"):
         head.embed(torch.randn(3, 5), None)
     with pytest.raises(ValueError, match="tokens of 5 numbers do not fit a codec of 4"):
-        head.loss(torch.randn(3, HIDDEN), torch.randn(3, 5), None)
+        head.loss(torch.randn(3, HIDDEN), torch.randn(3, 5))
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_half_precision(make_sharp_head, objective):
 
     def run(hidden_NH):
         torch.manual_seed(0)
-        losses_N = head.loss(hidden_NH, tokens_ND, None)
+        losses_N = head.loss(hidden_NH, tokens_ND)
         return losses_N, head.sample(hidden_NH, None, sampling, -hidden_NH, generators(64))
 
     exact = run(hidden_NH)
@@ -468,5 +468,5 @@ def test_tokens_of_a_codec_in_half_precision_are_noised_in_float32(make_sharp_he
     found = []
     for tokens in (tokens_ND, tokens_ND.float()):
         torch.manual_seed(0)
-        found.append(head.loss(hidden_NH, tokens, None))
+        found.append(head.loss(hidden_NH, tokens))
     assert torch.equal(*found)

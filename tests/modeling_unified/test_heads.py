@@ -45,6 +45,12 @@ def activate(head: CategoricalHead, *codes: int) -> None:
     head.active_codes[list(codes)] = True
 
 
+def image_losses(head, hidden_NH, codes_N, lm_head):
+    """Without any text."""
+    text = hidden_NH[:0], torch.zeros(0, dtype=torch.long)
+    return head.losses(text, (hidden_NH, codes_N), lm_head)[1]
+
+
 def code_logits(head, lm_head, hidden_NH):
     return lm_head(hidden_NH)[:, head.code_offset :]
 
@@ -61,7 +67,7 @@ def test_inactive_codes_become_mask_in_inputs_and_targets(head, lm_head, hidden_
     embedding = nn.Embedding(*lm_head.weight.shape)
     assert torch.equal(head.embed(codes, embedding), embedding(expected))
     closed_V = head.closed_rows(lm_head.weight.shape[0])
-    losses_N = head.loss(hidden_NH[:4], codes.flatten(), lm_head)
+    losses_N = image_losses(head, hidden_NH[:4], codes.flatten(), lm_head)
     assert torch.equal(losses_N, token_losses(hidden_NH[:4], expected.flatten(), lm_head, closed_V))
 
 
@@ -76,7 +82,7 @@ def test_a_mask_target_is_trained_on_or_not(make_tiny_config, lm_head, hidden_NH
     head = CategoricalHead(make_tiny_config(loss_on_mask=loss_on_mask))
     activate(head, 3)
     hidden_NH.requires_grad_()
-    losses_N = head.loss(hidden_NH[:2], torch.tensor([3, 4]), lm_head)
+    losses_N = image_losses(head, hidden_NH[:2], torch.tensor([3, 4]), lm_head)
     losses_N.sum().backward()
     assert losses_N[0] > 0 and hidden_NH.grad[0].any()
     assert bool(losses_N[1] > 0) is loss_on_mask and bool(hidden_NH.grad[1].any()) is loss_on_mask
@@ -86,9 +92,9 @@ def test_a_softmax_of_codes_alone_has_no_mask_to_predict(make_tiny_config, lm_he
     head = CategoricalHead(make_tiny_config(joint_softmax=False))
     activate(head, 3, 5)
     with pytest.raises(ValueError, match="1 of 3 targets are inactive codes.*loss_on_mask=False"):
-        head.loss(hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
+        image_losses(head, hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
     head.loss_on_mask = False
-    losses_N = head.loss(hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
+    losses_N = image_losses(head, hidden_NH[:3], torch.tensor([3, 4, 5]), lm_head)
     logits_N2 = code_logits(head, lm_head, hidden_NH)[[0, 2]][:, [3, 5]]
     expected_N = F.cross_entropy(logits_N2, torch.tensor([0, 1]), reduction="none")
     torch.testing.assert_close(losses_N[[0, 2]], expected_N)
@@ -100,7 +106,7 @@ def test_rows_of_inactive_codes_are_in_the_softmax_or_not(make_tiny_config, lm_h
     head = CategoricalHead(make_tiny_config(inactive_codes_in_softmax=in_softmax))
     assert head.closed_rows(lm_head.weight.shape[0]) is None  # while all codes are active
     activate(head, 3)
-    losses_N = head.loss(hidden_NH[:2], torch.tensor([3, 4]), lm_head)
+    losses_N = image_losses(head, hidden_NH[:2], torch.tensor([3, 4]), lm_head)
     text_N = token_losses(hidden_NH[2:], torch.arange(7), lm_head, head.closed_rows(lm_head.weight.shape[0]))
     (losses_N.sum() + text_N.sum()).backward()
     inactive_KH = lm_head.weight.grad[head.code_offset :][~head.active_codes]
@@ -216,7 +222,7 @@ def test_a_row_depends_on_its_own_generator_alone():
 def test_half_precision_weights(head, lm_head, hidden_NH):
     codes_N = torch.arange(9)
     lm_head, hidden_NH = lm_head.bfloat16(), hidden_NH.bfloat16()
-    losses_N = head.loss(hidden_NH, codes_N, lm_head)
+    losses_N = image_losses(head, hidden_NH, codes_N, lm_head)
     assert losses_N.dtype == torch.float32
     expected_N = F.cross_entropy(lm_head(hidden_NH).float(), codes_N + head.code_offset, reduction="none")
     torch.testing.assert_close(losses_N, expected_N)
@@ -226,7 +232,7 @@ def test_half_precision_weights(head, lm_head, hidden_NH):
 
 def test_a_uniform_prediction_costs_the_logarithm_of_the_open_vocabulary(head, lm_head, hidden_NH):
     activate(head, 0, 1)
-    losses_N = head.loss(torch.zeros_like(hidden_NH), torch.zeros(9, dtype=torch.long), lm_head)
+    losses_N = image_losses(head, torch.zeros_like(hidden_NH), torch.zeros(9, dtype=torch.long), lm_head)
     torch.testing.assert_close(losses_N, torch.full((9,), math.log(head.code_offset + 2)))
 
 

@@ -7,12 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from modeling_unified import language_head_unified
 from modeling_unified.heads_unified import CategoricalHead
-from modeling_unified.language_head_unified import LanguageHead, is_bare, logits_of, token_losses
+from modeling_unified.language_head_unified import (
+    FusedLosses,
+    LanguageHead,
+    Targets,
+    is_bare,
+    logits_of,
+    losses_together,
+    token_losses,
+)
 
 POSITIONS, HIDDEN = 9, 32
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -233,8 +242,9 @@ def test_products_under_autocast_are_in_its_dtype(lm_head, hidden_NH, ids_N, pro
     torch.testing.assert_close(losses_N, F.cross_entropy(in_bf16_NV, ids_N, reduction="none"))
 
 
-def test_float16_waits_for_the_loss_scale(lm_head, hidden_NH, ids_N):
+def test_float16_waits_for_the_loss_scale(lm_head, hidden_NH, ids_N, monkeypatch):
     """In float16 a scale of 2^16 must reach the softmax's gradient before it is rounded."""
+    monkeypatch.delattr(FusedLosses, "forward")
     with torch.no_grad():
         lm_head.weight.mul_(1e-3)
     scale = 2.0**16
@@ -242,7 +252,6 @@ def test_float16_waits_for_the_loss_scale(lm_head, hidden_NH, ids_N):
         losses_N = token_losses(hidden_NH * 1e-3, ids_N, lm_head)
     (losses_N.sum() * scale / 1000).backward()
     plain = expected(hidden_NH * 1e-3, lm_head.weight, ids_N, torch.full((POSITIONS,), scale / 1000))[2]
-    assert type(losses_N.grad_fn).__name__ != "FusedLossesBackward"
     torch.testing.assert_close(lm_head.weight.grad.double(), plain, rtol=0.01, atol=0.01)
 
 
@@ -342,6 +351,160 @@ def test_targets_outside_the_softmax_are_refused(lm_head, hidden_NH, ids_N, rows
     ids_N[3] = target
     with pytest.raises(ValueError, match=rf"target ids .*{target}.* exceed the rows {first}\.\.{end - 1} of"):
         token_losses(hidden_NH, ids_N, lm_head, rows=rows)
+
+
+TEXT = 12  # rows of text
+SOFTMAXES = {
+    "own rows": (slice(TEXT), slice(TEXT, None)),
+    "one softmax": (slice(None), slice(None)),
+    "some rows in common": (slice(TEXT), slice(5, None)),
+}
+WEIGHTS = {  # upstream gradients of five texts and four images
+    "one count": ([0.3] * 5, [0.3] * 4),
+    "weighted": ([0.3] * 5, [0.07] * 4),
+    "text only": ([0.3] * 5, [0.0] * 4),
+    "images only": ([0.0] * 5, [0.3] * 4),
+    "some images": ([0.3] * 5, [0.0, 0.1, 0.3, 0.1]),
+    "each its own": ([0.5, 0.1, -0.2, 0.9, 0.3], [0.7, 0.0, 0.4, 0.8]),
+    "none": ([0.0] * 5, [0.0] * 4),
+}
+
+
+def groups_of(hidden_NH, rows, vocab_size: int) -> list[Targets]:
+    """Five targets and four, of even ids, within rows of their own or not."""
+    texts, images = (torch.arange(*each.indices(vocab_size)) for each in rows)
+    drawn = [(each[each % 2 == 0])[torch.randint(4, (count,))] for each, count in ((texts, 5), (images, 4))]
+    return [Targets(hidden_NH[:5], drawn[0], rows[0]), Targets(hidden_NH[5:], drawn[1], rows[1])]
+
+
+def check_together(losses, groups, hidden_NH, weight_VH, upstream, tolerance=TOLERANCE, retain_graph=False, **softmax):
+    """Losses and gradients are the sums of the plain ones of each group."""
+    upstream_N = torch.tensor([*upstream[0], *upstream[1]])
+    total = (torch.cat(losses) * upstream_N).sum()
+    grad_NH, grad_VH = torch.autograd.grad(total, [hidden_NH, weight_VH], retain_graph=retain_graph)
+    plain = [
+        expected(group.hidden_NH, weight_VH, group.ids_N, torch.tensor(weights), rows=group.rows, **softmax)
+        for group, weights in zip(groups, upstream, strict=True)
+    ]
+    for found, (wanted, _, _) in zip(losses, plain, strict=True):
+        torch.testing.assert_close(found.detach().double(), wanted, **tolerance)
+    assert [grad_NH.dtype, grad_VH.dtype] == [hidden_NH.dtype, weight_VH.dtype]
+    torch.testing.assert_close(grad_NH.double(), torch.cat([grad for _, grad, _ in plain]), **tolerance)
+    torch.testing.assert_close(grad_VH.double(), sum(grad for _, _, grad in plain), **tolerance)
+    return grad_VH
+
+
+@pytest.mark.parametrize("rows", SOFTMAXES.values(), ids=SOFTMAXES)
+@pytest.mark.parametrize("upstream", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("chunk", [100, 2])
+def test_losses_of_text_and_images_together(lm_head, hidden_NH, chunks_of, rows, upstream, chunk):
+    """In one backward pass, and again over the same graph; a cap, closed rows and a z-loss take part."""
+    chunks_of(chunk)
+    lm_head.cap, vocab_size = 2.0, len(lm_head.weight)
+    closed_V = torch.arange(vocab_size) % 5 == 2
+    closed_V[::2] = False  # targets are even
+    groups = groups_of(hidden_NH, rows, vocab_size)
+    losses = losses_together(groups, lm_head, closed_V, z_loss_weight=0.1)
+    softmax = {"cap": 2.0, "closed_V": closed_V, "z_loss_weight": 0.1}
+    for weights, more in ((upstream, True), (WEIGHTS["weighted"], True), (upstream, False)):
+        grad_VH = check_together(losses, groups, hidden_NH, lm_head.weight, weights, retain_graph=more, **softmax)
+        assert not grad_VH[closed_V].any()
+        if rows is SOFTMAXES["own rows"]:  # what nothing reaches is exactly zero
+            assert [bool(grad_VH[part].any()) for part in rows] == [any(each) for each in weights]
+
+
+def test_groups_without_targets_and_rows_outside_all_softmaxes(lm_head, hidden_NH):
+    upstream, vocab_size = WEIGHTS["weighted"], len(lm_head.weight)
+    groups = groups_of(hidden_NH, (slice(3, TEXT), slice(20, None)), vocab_size)
+    empty = Targets(hidden_NH[:0], torch.zeros(0, dtype=torch.long), slice(14, 18))
+    first, none, last = losses_together([groups[0], empty, groups[1]], lm_head)
+    assert none.shape == (0,)
+    grad_VH = check_together([first, last], groups, hidden_NH, lm_head.weight, upstream)
+    reached_V = torch.ones(vocab_size, dtype=torch.bool)
+    reached_V[[0, 1, 2, *range(TEXT, 20)]] = False
+    assert torch.equal(grad_VH.any(-1), reached_V)
+
+
+@pytest.mark.parametrize(
+    ("rows", "upstream", "again"),
+    [
+        ("own rows", "weighted", 0),
+        ("one softmax", "one count", 0),
+        ("one softmax", "none", 0),
+        ("one softmax", "weighted", 4),
+        ("one softmax", "images only", 4),
+        ("own rows", "some images", 2),
+    ],
+)
+def test_only_losses_with_an_upstream_gradient_of_their_own_are_computed_again(
+    lm_head, hidden_NH, rows, upstream, again
+):
+    """Where softmaxes share rows: those of the smaller group. Logits and the product of the matrix's gradient."""
+    groups = groups_of(hidden_NH, SOFTMAXES[rows], len(lm_head.weight))
+    losses = losses_together(groups, lm_head)
+    with counting() as counter:
+        (torch.cat(losses) * torch.tensor([*WEIGHTS[upstream][0], *WEIGHTS[upstream][1]])).sum().backward()
+    count = len(range(*groups[1].rows.indices(len(lm_head.weight))))
+    assert counter.get_total_flops() == again * 2 * 2 * HIDDEN * count
+
+
+class Matrices(TorchDispatchMode):
+    """Holds all memory of a matrix's size that operations return, so that no two of them get the same place."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size, self.held = size, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor) and output.untyped_storage().nbytes() >= self.size:
+            self.held.append(output.untyped_storage())
+        return output
+
+
+@pytest.mark.parametrize("rows", SOFTMAXES.values(), ids=SOFTMAXES)
+@pytest.mark.parametrize("upstream", WEIGHTS.values(), ids=WEIGHTS)
+def test_one_gradient_of_the_matrix_for_all_losses(config, lm_head, hidden_NH, rows, upstream):
+    """It is `.grad` in the end. Two calls make two."""
+    groups = groups_of(hidden_NH, rows, len(lm_head.weight))
+    upstream_N = torch.tensor([*upstream[0], *upstream[1]])
+
+    def matrices(losses_of_groups) -> int:
+        lm_head.weight.grad = None
+        own = lm_head.weight.untyped_storage()
+        with Matrices(own.nbytes()) as watched:
+            (torch.cat(losses_of_groups()) * upstream_N).sum().backward()
+        held = {storage.data_ptr() for storage in watched.held} - {own.data_ptr()}
+        assert lm_head.weight.grad.data_ptr() in held
+        return len(held)
+
+    assert matrices(lambda: losses_together(groups, lm_head)) == 1
+    assert matrices(lambda: [losses_together([group], lm_head)[0] for group in groups]) > 1
+
+
+@pytest.mark.parametrize("rows", ["own rows", "one softmax"])
+@pytest.mark.parametrize("upstream", ["one count", "weighted", "each its own"])
+def test_losses_together_in_half_precision(lm_head, hidden_NH, rows, upstream):
+    lm_head, hidden_NH = lm_head.bfloat16(), hidden_NH.detach().bfloat16().requires_grad_()
+    groups = groups_of(hidden_NH, SOFTMAXES[rows], len(lm_head.weight))
+    losses = losses_together(groups, lm_head)
+    check_together(losses, groups, hidden_NH, lm_head.weight, WEIGHTS[upstream], BF16)
+
+
+@pytest.mark.parametrize("upstream", ["one count", "weighted", "each its own"])
+@pytest.mark.parametrize("rows", ["own rows", "one softmax"])
+def test_tied_embeddings_learn_from_losses_together(lm_head, ids_N, rows, upstream):
+    embedding = nn.Embedding(*lm_head.weight.shape, _weight=lm_head.weight)
+    embedding.weight = lm_head.weight
+    upstream_N = torch.tensor([*WEIGHTS[upstream][0], *WEIGHTS[upstream][1]])
+    groups = groups_of(embedding(ids_N), SOFTMAXES[rows], len(lm_head.weight))
+    (torch.cat(losses_together(groups, lm_head)) * upstream_N).sum().backward()
+    weight_VH = lm_head.weight.detach().double().requires_grad_()
+    logits_NV, plain = weight_VH[ids_N] @ weight_VH.T, []
+    for part, (_, targets_n, own) in zip((slice(5), slice(5, None)), groups, strict=True):
+        plain.append(F.cross_entropy(logits_NV[part, own], targets_n - (own.start or 0), reduction="none"))
+    (torch.cat(plain) * upstream_N).sum().backward()
+    torch.testing.assert_close(lm_head.weight.grad.double(), weight_VH.grad, **TOLERANCE)
 
 
 def lora(lm_head: LanguageHead) -> nn.Module:
