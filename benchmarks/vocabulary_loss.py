@@ -1,7 +1,7 @@
 """Time and memory of the language head's loss and its gradients, ours beside the plain computation and checkpointing.
 
     python -m benchmarks.vocabulary_loss [--text 151936] [--codes 200000] [--hidden 2048] [--positions 2048]
-        [--repeats 3] [--chunks 26]
+        [--repeats 3] [--chunks 26] [--cases "two softmaxes" ...] [--output FILE]
 
 One step is the mean loss of all targets and its gradients by hidden states and by the matrix. Three ways:
 
@@ -17,7 +17,7 @@ Times: all ways in turn, in one process, medians. Memory: each way in a process 
 (`resource.getrusage`) above what is resident before the step, hence with the matrix's gradient [V, H], which every way
 must make, and again less the bytes of this gradient. (The plain way is at its peak before it makes this gradient: to
 take it off is in its favour.) Where the plain way would not fit into memory, the positions are halved until it does,
-and ours is measured at the full number as well. Writes benchmarks/results/vocabulary_loss.json.
+and ours is measured at the full number as well. Writes FILE, by default benchmarks/results/vocabulary_loss.json.
 
 N positions, H hidden size, V vocabulary.
 """
@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -212,6 +213,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=THREADS)
     log_of_own = int(math.log2(language_head_unified.MAX_LOGITS))
     parser.add_argument("--chunks", type=int, nargs="+", default=[log_of_own], help="logits at once, powers of two")
+    parser.add_argument("--cases", choices=CASES, nargs="+", default=CASES)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--task", help=argparse.SUPPRESS)  # how this file starts itself
     arguments = parser.parse_args()
     if arguments.task:
@@ -220,7 +223,7 @@ def main() -> None:
     asked = {name: getattr(arguments, name) for name in ("text", "codes", "hidden", "positions")}
     fitting = asked | {"positions": positions_that_fit(asked)}
     record = {
-        "command": " ".join(["python -m benchmarks.vocabulary_loss", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.vocabulary_loss", *sys.argv[1:]]),
         "hardware": hardware(threads=arguments.threads),
         "packages": {name: version(name) for name in ("torch", "transformers")},
         "setting": "float32; a step is the losses, the gradient of the hidden states and that of the matrix",
@@ -230,12 +233,12 @@ def main() -> None:
     plans = [(fitting, list(WAYS))] + ([(asked, ["checkpointed", "ours"])] if fitting != asked else [])
     for max_logits in (2**power for power in arguments.chunks):
         for sizes, ways in plans:
-            for case in CASES:
+            for case in arguments.cases:
                 row = measure(case, sizes, ways, arguments.repeats, arguments.threads, max_logits)
                 record["results"].append(row)
                 show(row)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
