@@ -17,6 +17,7 @@ PANELS = {
     "text loss by source": (("*/text_loss",), False),
     "image loss by source": (("*/image_loss",), False),
     "tokens a second": (("tokens_per_second",), False),
+    "share of the machine's operations (MFU)": (("mfu",), False),
     "gradient norm": (("grad_norm",), True),
     "features of the vision tower": (("tower_std", "tower_cosine"), False),
     "effective rank of these features": (("tower_rank",), True),

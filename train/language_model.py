@@ -39,6 +39,7 @@ from train.row_tokens import store_tokens
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.sft import UnifiedSFTTrainer
 from train.sources import open_source
+from train.throughput import operations_by_cost
 from train.tokenizer import train_tokenizer
 from train.tower_guard import TowerGuard, tower_encoder
 from train.trainer import Collator, LossesPerKind, UnifiedTrainer
@@ -244,6 +245,7 @@ def build_trainer(
     guard = None
     if tower_encoder(model):
         guard = TowerGuard(collate([mixture[index] for index in range(min(recipe.batch_size, len(mixture)))]))
+    operations = operations_by_cost(recipe, model)
     torch.manual_seed(recipe.seed)  # of the half of adapters that begins at random
     trainer_class = UnifiedSFTTrainer if recipe.instruction_tuning else UnifiedTrainer
     trainer = trainer_class(
@@ -258,6 +260,7 @@ def build_trainer(
         learning_rates=recipe.learning_rates,
         guard=guard,
         packed_length=recipe.packed_length,
+        operations=operations,
     )
     if recipe.steps_per_code is not None:
         order = random_order(model.config.num_codes, recipe.seed)
