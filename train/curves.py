@@ -35,7 +35,7 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
         for key in (key for pattern in patterns for key in known if fnmatchcase(key, pattern)):
             points = [(row["step"], row[key]) for row in log_history if key in row]
             if points:
-                axes.plot(*zip(*points, strict=True), label=key)
+                axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) == 1 else None)
         if logarithmic and axes.lines:
             axes.set_yscale("log")
         if len(axes.lines) > 1:

@@ -76,7 +76,7 @@ class Throughput(TrainerCallback):
         logs = {"tokens_per_second": round(tokens / seconds, 1)}
         if self.speed:
             operations = sum(each * count for each, count in zip(self.operations_F, done_F, strict=True))
-            logs["mfu"] = round(operations / (seconds * self.speed), 4)
+            logs["mfu"] = float(f"{operations / (seconds * self.speed):.4g}")  # a tiny model uses little
         return logs
 
 
