@@ -7,7 +7,7 @@ likeliest word by word, at most WORDS tokens of it. Chance elsewhere and the mod
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice, zip_longest
+from itertools import islice, product
 from pathlib import Path
 from textwrap import fill, shorten
 from typing import Any, NamedTuple
@@ -126,8 +126,9 @@ def examples_of(sources: Sequence[RowSource], count: int) -> Iterator[Example]:
     Raises:
         ValueError: a bad row, where its source was opened without `skip_bad_rows`.
     """
-    by_source = [(example_at(source, number) for number in range(count)) for source in sources]
-    return (example for turn in zip_longest(*by_source) for example in turn if example)
+    for number, source in product(range(count), sources):
+        if example := example_at(source, number):
+            yield example
 
 
 def example_at(source: RowSource, number: int) -> Example | None:
