@@ -111,11 +111,11 @@ class RowPictures(Pictures):
         drawn = draw(model, self.processor, [each.prompt for each in images]) if images else []
         said = answer(model, self.processor, [each.prompt for each in words]) if words else []
         columns = [
-            (Cell(each.expected, f"training row: {asked_in(each.prompt)}"), Cell(made, "drawn"))
+            (Cell(each.expected, f"training row\n{asked_in(each.prompt)}"), Cell(made, "drawn"))
             for each, made in zip(images, drawn, strict=True)
         ]
         for each, made in zip(words, said, strict=True):
-            above = f"training row: {asked_in(each.prompt)}\nexpected: {each.expected}"
+            above = f"training row\n{asked_in(each.prompt)}\nexpected: {begun(each.expected)}"
             columns.append((Cell(last_image(each.prompt), above), Cell(None, f"said: {made}")))
         return columns
 
@@ -184,7 +184,7 @@ def draw_grid(columns: Sequence[tuple[Cell, Cell]], path: Path) -> None:
     figure = Figure(figsize=(2 * len(columns), 5), layout="constrained")
     for cells, of_column in zip(columns, figure.subplots(2, len(columns), squeeze=False).T, strict=True):
         for cell, axes in zip(cells, of_column, strict=True):
-            words = "\n".join(fill(printable(line), 28) for line in cell.title.splitlines())
+            words = "\n".join(fill(printable(line), 28) for line in cell.title.splitlines() if line)
             axes.set_axis_off()
             if cell.image is None:
                 axes.text(0.5, 0.5, words, fontsize=7, ha="center", va="center", parse_math=False)
@@ -200,8 +200,13 @@ def printable(words: str) -> str:
 
 
 def asked_in(prompt: Conversation) -> str:
-    """The beginning of what a prompt says last, for a title."""
-    return shorten(" ".join(part["text"] for part in prompt[-1]["content"] if part["type"] == "text"), 80)
+    """What a prompt says last."""
+    return begun(" ".join(part["text"] for part in prompt[-1]["content"] if part["type"] == "text"))
+
+
+def begun(words: str) -> str:
+    """As much of them as a title holds."""
+    return shorten(words, 80, placeholder=" ...")
 
 
 def last_image(prompt: Conversation) -> Image.Image | None:
