@@ -73,6 +73,14 @@ def test_trains_on_data_that_the_command_line_names(recipe, own_data, tmp_path):
     UnifiedForConditionalGeneration.from_pretrained(output)
 
 
+def test_nothing_is_shown_of_texts_that_answer_nobody(recipe, own_data, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, sources=recipe.sources[:1], steps=1))
+    output = tmp_path / "run"
+    assert main(["--recipe", "spark/own", "--output", str(output), placed(own_data)[0]]) == 0
+    assert (output / "curves.png").exists() and not (output / "samples").exists()
+    assert not any("/" in key for key in json.loads((output / "training.json").read_text())["last_log"])
+
+
 def test_logs_go_to_tensorboard_if_asked(recipe, own_data, tmp_path):
     output = tmp_path / "run"
     command = ["--recipe", "spark/own", "--output", str(output), "--max-steps", "1", "--report-to", "tensorboard"]
