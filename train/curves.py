@@ -38,7 +38,7 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
                 axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) == 1 else None)
         if logarithmic and axes.lines:
             axes.set_yscale("log")
-        if len(axes.lines) > 1:
+        if len(axes.lines) > 1 or (axes.lines and "*" in patterns[0]):
             axes.legend()
         axes.set(title=title, xlabel="step")
     figure.savefig(path, dpi=80)
