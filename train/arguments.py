@@ -1,17 +1,19 @@
 """A recipe in the words of transformers' Trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from train.recipes.kinds import Recipe
 
 
-def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
+def training_arguments(recipe: Recipe, output: Path, report_to: Sequence[str] = ()) -> TrainingArguments:
     """Samples come in the order of their numbers: resuming skips those already seen without reading them. A batch is
-    the same on any number of processes, which share it.
+    the same on any number of processes, which share it. Logs go to the services of `report_to` (`check_services`).
 
     Raises:
         ValueError: a batch that micro-batches and processes do not divide.
@@ -45,7 +47,7 @@ def training_arguments(recipe: Recipe, output: Path) -> TrainingArguments:
         save_total_limit=recipe.keep_checkpoints,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        report_to=[],
+        report_to=list(report_to),
     )
 
 
@@ -59,3 +61,16 @@ def has_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.accelerator.is_available() or torch.cpu._is_amx_tile_supported()
+
+
+def check_services(report_to: Sequence[str]) -> None:
+    """Services are those that transformers has a callback for, and each needs a package of its own.
+
+    Raises:
+        ValueError: a service that transformers does not know (with those that it does), or whose package is missing.
+    """
+    for name in report_to:
+        try:
+            get_reporting_integration_callbacks([name])[0]()  # each looks for its package when it is made
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(f"--report-to {name}: {error}") from error

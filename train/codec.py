@@ -10,7 +10,7 @@ B batch, C channels, H height, W width, h, w grid, N latents, K codes, D code di
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -34,11 +34,12 @@ SAMPLE_IMAGES = 512  # looked at when the codebook is set or mended, and when la
 KMEANS_ROUNDS = 10
 
 
-def train_codec(recipe: CodecRecipe, output: Path, resume: bool = False) -> bool:
-    """Trains and saves a codec; True when all steps are done, False when stopped before, to be resumed."""
+def train_codec(recipe: CodecRecipe, output: Path, resume: bool = False, report_to: Sequence[str] = ()) -> bool:
+    """Trains and saves a codec; True when all steps are done, False when stopped before, to be resumed. Logs also go to
+    the services of `report_to`, as transformers calls them."""
     checkpoint = open_run(recipe, output, resume)
     codec = TRAINERS[type(recipe)].codec_class.from_pretrained(checkpoint) if checkpoint else new_codec(recipe)
-    trainer = build_trainer(recipe, output, codec)
+    trainer = build_trainer(recipe, output, codec, report_to)
     trainer.add_callback(ReconstructionPicture(recipe, output))
     trainer.add_callback(StopOnSignal())
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -57,11 +58,11 @@ def new_codec(recipe: CodecRecipe) -> Codec:
     return codec_class(codec_class.config_class(**recipe.codec_config))
 
 
-def build_trainer(recipe: CodecRecipe, output: Path, codec: Codec) -> "CodecTrainer":
+def build_trainer(recipe: CodecRecipe, output: Path, codec: Codec, report_to: Sequence[str] = ()) -> "CodecTrainer":
     """The loop of the recipe's kind of codec."""
     return TRAINERS[type(recipe)](
         model=codec,
-        args=training_arguments(recipe, output),
+        args=training_arguments(recipe, output, report_to),
         train_dataset=CodecImages(recipe),
         data_collator=lambda rows: {"pixel_values": torch.stack(rows)},
         recipe=recipe,

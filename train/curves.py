@@ -17,6 +17,7 @@ PANELS = {
     "text loss by source": (("*/text_loss",), False),
     "image loss by source": (("*/image_loss",), False),
     "tokens a second": (("tokens_per_second",), False),
+    "share of the machine's operations (MFU)": (("mfu",), False),
     "gradient norm": (("grad_norm",), True),
     "features of the vision tower": (("tower_std", "tower_cosine"), False),
     "effective rank of these features": (("tower_rank",), True),
@@ -34,10 +35,10 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path) -> None:
         for key in (key for pattern in patterns for key in known if fnmatchcase(key, pattern)):
             points = [(row["step"], row[key]) for row in log_history if key in row]
             if points:
-                axes.plot(*zip(*points, strict=True), label=key)
+                axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) == 1 else None)
         if logarithmic and axes.lines:
             axes.set_yscale("log")
-        if len(axes.lines) > 1:
+        if len(axes.lines) > 1 or (axes.lines and "*" in patterns[0]):
             axes.legend()
         axes.set(title=title, xlabel="step")
     figure.savefig(path, dpi=80)

@@ -9,14 +9,14 @@ output/
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProgressCallback
 
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
 from processing_unified.processing_unified import UnifiedProcessor
@@ -31,14 +31,16 @@ from train.initialise import build_model, build_tokenizer
 from train.lora import add_lora
 from train.mixture import EditSource, Mixture, SceneSource, Source, TextSource, readable_rows
 from train.parts import choose_trained
+from train.pictures import RowPictures, ScenePictures
 from train.processors import build_processor
-from train.progress import Curves, Pictures, StopOnSignal
+from train.progress import Curves, Progress, StopOnSignal
 from train.recipes.kinds import LanguageModelRecipe
 from train.record import describe_run, open_run, write_json
 from train.row_tokens import store_tokens
 from train.scenes import DATA, Drawings, HeldOut, Scene, describe, questions, render
 from train.sft import UnifiedSFTTrainer
 from train.sources import open_source
+from train.throughput import operations_by_cost
 from train.tokenizer import train_tokenizer
 from train.tower_guard import TowerGuard, tower_encoder
 from train.trainer import Collator, LossesPerKind, UnifiedTrainer
@@ -51,9 +53,14 @@ Part = tuple[str, Source, int]  # of a mixture: its name, where samples come fro
 
 
 def train_language_model(
-    recipe: LanguageModelRecipe, output: Path, resume: bool = False, skip_bad_rows: bool = False
+    recipe: LanguageModelRecipe,
+    output: Path,
+    resume: bool = False,
+    skip_bad_rows: bool = False,
+    report_to: Sequence[str] = (),
 ) -> bool:
-    """Trains and saves; True when all steps are done, False when stopped before (Ctrl-C), to be resumed.
+    """Trains and saves; True when all steps are done, False when stopped before (Ctrl-C), to be resumed. Logs also go
+    to the services of `report_to`, as transformers calls them.
 
     Raises:
         ValueError: a resumed run of another recipe, a folder that holds a run already, unreadable data.
@@ -75,11 +82,14 @@ def train_language_model(
         # Runs that lie side by side share their scenes.
         mixture, bad_rows = build_mixture(recipe, texts, model, processor, output.parent / "cache", skip_bad_rows)
     stop = StopOnSignal()
-    trainer = build_trainer(recipe, output, model, processor, mixture)
-    # One process draws the pictures: with a share of the weights it could not.
-    plain = recipe.sources or trainer.accelerator.is_fsdp2
-    shown = Curves(output, recipe.sample_every) if plain else Pictures(processor, output, recipe.sample_every)
+    trainer = build_trainer(recipe, output, model, processor, mixture, report_to)
+    shown = Curves(output, recipe.sample_every)
+    if not trainer.accelerator.is_fsdp2:  # one process draws the pictures: with a share of the weights it could not
+        place = processor, output, recipe.sample_every
+        shown = RowPictures(*place, mixture.sources) if recipe.sources else ScenePictures(*place)
     trainer.add_callback(shown)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress())
     trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < recipe.steps:
@@ -216,6 +226,7 @@ def build_trainer(
     model: UnifiedForConditionalGeneration,
     processor: UnifiedProcessor,
     mixture: Mixture,
+    report_to: Sequence[str] = (),
 ) -> LossesPerKind:
     """The loop: what is trained, optimiser, schedule, checkpoints, and the growing vocabulary and the dropout where the
     recipe asks for them.
@@ -244,11 +255,12 @@ def build_trainer(
     guard = None
     if tower_encoder(model):
         guard = TowerGuard(collate([mixture[index] for index in range(min(recipe.batch_size, len(mixture)))]))
+    operations = operations_by_cost(recipe, model)
     torch.manual_seed(recipe.seed)  # of the half of adapters that begins at random
     trainer_class = UnifiedSFTTrainer if recipe.instruction_tuning else UnifiedTrainer
     trainer = trainer_class(
         model=add_lora(model, recipe.lora) if recipe.lora else model,
-        args=training_arguments(recipe, output),
+        args=training_arguments(recipe, output, report_to),
         train_dataset=mixture,
         data_collator=collate,
         processing_class=processor,
@@ -258,6 +270,7 @@ def build_trainer(
         learning_rates=recipe.learning_rates,
         guard=guard,
         packed_length=recipe.packed_length,
+        operations=operations,
     )
     if recipe.steps_per_code is not None:
         order = random_order(model.config.num_codes, recipe.seed)

@@ -3,7 +3,8 @@
 output/
   recipe.json     what is being run; a resumed run must be of the same recipe
   checkpoint-N/   whole checkpoints, the last two or as many as the recipe keeps
-  training.json   when finished: recipe, steps, time, packages, last losses
+  training.json   when finished: recipe, steps, time, packages, last losses; of a language model also `samples` of each
+                  source, those of this run alone: what the runs of `steps_before` have seen, their own records say
 """
 
 import dataclasses

@@ -28,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--lora", action="store_true", help="train adapters of the model instead of it")
     arguments.add_argument("--micro-batches", type=int, help="instead of the recipe's")
     arguments.add_argument("--skip-bad-rows", action="store_true", help="leave out and count rows that cannot be read")
+    arguments.add_argument(
+        "--report-to", action="append", default=[], metavar="SERVICE", help="also logs to tensorboard, trackio, ..."
+    )
     dry = arguments.add_argument_group("instead of training")
     dry.add_argument("--dry-run", action="store_true", help="print parameters, memory, schedule and time")
     dry.add_argument("--devices", type=int, default=1, help="that share a batch")
@@ -80,15 +83,19 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.output is None:
         parser().error("--output is needed to train")
+    from train.arguments import check_services
+
+    check_services(args.report_to)
+    how = {"resume": args.resume, "report_to": args.report_to}
     # Only the chosen recipe's code is imported: a codec's training needs no language model, and the other way round.
     if isinstance(recipe, LanguageModelRecipe):
         from train.language_model import train_language_model
 
-        done = train_language_model(recipe, args.output, resume=args.resume, skip_bad_rows=args.skip_bad_rows)
+        done = train_language_model(recipe, args.output, skip_bad_rows=args.skip_bad_rows, **how)
     else:
         from train.codec import train_codec
 
-        done = train_codec(recipe, args.output, resume=args.resume)
+        done = train_codec(recipe, args.output, **how)
     if not done:
         given = [argument for argument in argv or sys.argv[1:] if argument != "--resume"]
         print(f"stopped; go on with: python -m train.run {' '.join(given)} --resume")

@@ -18,7 +18,6 @@ B batch, T sequence, K codes
 """
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,7 +30,9 @@ from train.checkpoints import WholeCheckpoints
 from train.packing import one_sample_a_row, pack, parts_of_like_length, samples_of_losses
 from train.parts import parameter_groups
 from train.sharding import LeaveOutUnused, gathered, share_weights
+from train.throughput import Throughput, costs_of
 from train.tower_guard import TowerGuard
+from train.window import LossWindow
 
 
 class LossesPerKind(WholeCheckpoints):
@@ -44,6 +45,7 @@ class LossesPerKind(WholeCheckpoints):
         learning_rates: of parts of the model (`train.parts`) that do not learn at the rate of the arguments.
         guard: watches the vision tower.
         packed_length: samples of a micro-batch share rows of at most that many tokens; by default each has its own.
+        operations: of what samples are made of (`train.throughput`), for MFU in the log; by default there is none.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LossesPerKind(WholeCheckpoints):
         learning_rates: dict[str, float] | None = None,
         guard: TowerGuard | None = None,
         packed_length: int | None = None,
+        operations: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -62,6 +65,8 @@ class LossesPerKind(WholeCheckpoints):
         self.packed_length = packed_length
         if balance:
             self.add_callback(balance)
+        self.throughput = Throughput(operations)
+        self.add_callback(self.throughput)
         self.weights = torch.tensor([text_weight, image_weight], device=self.args.device)
         # Dividing by the counts below is the whole normalisation: the Trainer must neither hand its own count to the
         # model nor divide by the number of micro-batches.
@@ -97,6 +102,7 @@ class LossesPerKind(WholeCheckpoints):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Micro-batches of one update and, in place of the Trainer's single count, the counts [text, image]."""
+        self.throughput.start()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.balance:  # before labels are counted
             batches = [self._prepare_inputs(batch) for batch in batches]
@@ -118,17 +124,17 @@ class LossesPerKind(WholeCheckpoints):
         inputs = dict(inputs)
         indices_B = inputs.pop("sample_indices")
         sums = torch.zeros(2, device=self.args.device)
-        self._window = self._window or LossWindow(self.train_dataset)
+        self._window = self._window or LossWindow(self.train_dataset, self.args.device)
         for part in [self._as_it_is(inputs)] if return_outputs else self._in_rows(inputs):
-            samples_BT = part.pop("samples")
-            outputs = model(**part)
+            given = {name: values for name, values in part.items() if name != "samples"}
+            outputs = model(**given)
             if self._unused:
                 self._unused.watch()
             sums = sums + torch.stack([outputs.text_loss.float().sum(), outputs.image_loss.float().sum()])
-            self._window.add(outputs, part.get("image_tokens"), self.unified.model.image_head)
-            of_losses = samples_of_losses(samples_BT, part["labels"], self.unified.config)
-            self._window.add_sources(outputs, [indices_B[each_N.cpu()] for each_N in of_losses])
-        self._window.tokens += int(inputs["attention_mask"].sum())
+            config, head = self.unified.config, self.unified.model.image_head
+            of_losses = samples_of_losses(part["samples"], part["labels"], config)
+            self._window.add(outputs, head, part.get("image_tokens"), of_losses, indices_B)
+            self._window.done_F += costs_of(part, outputs, config)
         if not torch.isfinite(sums).all():
             raise FloatingPointError(self._not_finite(sums.tolist(), indices_B.tolist()))
         # Data-parallel training averages gradients over ranks, while the counts are already those of all ranks.
@@ -167,10 +173,10 @@ class LossesPerKind(WholeCheckpoints):
         return "; ".join(self.train_dataset.describe_sample(index) for index in indices)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds loss and perplexity of each kind since the last log, losses by source where there are several, tokens a
-        second, and how the vision tower is."""
+        """Adds loss and perplexity of each kind since the last log, losses by source where there are several, how fast
+        it goes, and how the vision tower is."""
         if "loss" in logs:
-            logs.update(self._window.means(self.accelerator))
+            logs.update(self._window.means(self.accelerator, self.throughput))
             self._window = None
             if self.unified.config.num_codes:
                 logs["active_codes"] = int(self.unified.model.image_head.active_codes.sum())
@@ -201,66 +207,3 @@ class Collator:
             [sample["conversation"] for sample in samples], max_length=self.max_length, **self.features
         )
         return {**batch, "sample_indices": torch.tensor([sample["index"] for sample in samples])}
-
-
-class LossWindow:
-    """Sums since the last log, over the micro-batches of this process.
-
-    A z-loss is in the losses, and so in the perplexities: where z is 10, a weight of 1e-5 makes them 0.1% too high.
-
-    Args:
-        mixture: what samples come from; its sources are told apart where there are several.
-    """
-
-    def __init__(self, mixture: Any = None):
-        self.mixture, names = mixture, getattr(mixture, "names", ())
-        self.names = names if len(names) > 1 else ()
-        self.totals = dict.fromkeys(("text", "image", "texts", "images", "masked", "tokens"), 0.0)
-        self.of_sources = torch.zeros(len(self.names), 2, 2, dtype=torch.float64)  # text or image; sum and count
-        self.likelihoods: set[str] = set()  # kinds whose loss is a likelihood, hence has a perplexity
-        self.tokens, self.started = 0, time.monotonic()
-
-    def add(self, outputs: Any, image_tokens: torch.Tensor | None, head: torch.nn.Module) -> None:
-        active_K = getattr(head, "active_codes", None)  # a head of vectors has none: no masks, no perplexity
-        for kind in ("text", "image"):
-            losses = outputs[f"{kind}_loss"].detach()
-            self.totals[kind] += losses.sum().item()
-            # A [MASK] target that is not trained on has a loss of exactly zero, and no part in the perplexity.
-            whole = active_K is None or head.loss_on_mask
-            self.totals[f"{kind}s"] += len(losses) if whole else int(losses.count_nonzero())
-        self.likelihoods = {"text"} if active_K is None else {"text", "image"}
-        if image_tokens is not None and active_K is not None:
-            self.totals["tokens"] += image_tokens.numel()
-            self.totals["masked"] += int((~active_K[image_tokens.long()]).sum())
-
-    def add_sources(self, outputs: Any, indices: Sequence[torch.Tensor]) -> None:
-        """`indices`: of text losses and of image losses, the sample of the run that each belongs to."""
-        for kind, of_losses in enumerate(indices if self.names else ()):
-            losses = outputs[("text_loss", "image_loss")[kind]].detach().double().cpu()
-            for index in of_losses.unique().tolist():
-                of_sample = losses[of_losses == index]
-                source = self.names.index(self.mixture.name_of(index))
-                self.of_sources[source, kind] += torch.tensor([float(of_sample.sum()), len(of_sample)]).double()
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        """What the log shows, over all processes; what did not occur is left out."""
-        sums, logs, tokens = self.totals, {}, self.tokens
-        if accelerator.num_processes > 1:
-            added = accelerator.reduce(torch.tensor(list(sums.values()), device=accelerator.device), "sum")
-            sums = dict(zip(sums, added.tolist(), strict=True))
-            self.of_sources = accelerator.reduce(self.of_sources.to(accelerator.device), "sum").cpu()
-            tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
-        for kind in ("text", "image"):
-            if sums[f"{kind}s"]:
-                logs[f"{kind}_loss"] = sums[kind] / sums[f"{kind}s"]
-            if sums[f"{kind}s"] and kind in self.likelihoods:
-                logs[f"{kind}_perplexity"] = math.exp(min(logs[f"{kind}_loss"], 700.0))  # exp(710) overflows
-        for name, of_kinds in zip(self.names, self.of_sources.tolist(), strict=True):
-            for kind, (total, count) in zip(("text", "image"), of_kinds, strict=True):
-                if count:
-                    logs[f"{name}/{kind}_loss"] = total / count
-        if sums["tokens"]:
-            logs["mask_share"] = sums["masked"] / sums["tokens"]
-        if tokens:  # pictures and checkpoints since the last log take their time, too
-            logs["tokens_per_second"] = round(tokens / (time.monotonic() - self.started), 1)
-        return logs

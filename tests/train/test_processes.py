@@ -97,7 +97,8 @@ def check_alike(one: Path, other: Path, row: str) -> None:
     ours, theirs = history(one, row), history(other, row)
     assert [entry["step"] for entry in theirs] == [entry["step"] for entry in ours] == list(range(1, 7))
     for expected, entry in zip(ours, theirs, strict=True):
-        for key in ("loss", "text_loss", "image_loss", "grad_norm", "tower_rank"):
+        by_source = sorted(key for key in expected.keys() | entry.keys() if "/" in key)
+        for key in ("loss", "text_loss", "image_loss", "grad_norm", "tower_rank", *by_source):
             assert (key in entry) == (key in expected)
             if key in expected:
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-5), (key, entry["step"])
@@ -157,6 +158,15 @@ def test_a_sharded_checkpoint_becomes_a_model(runs, row, tmp_path):
     assert all(torch.equal(model.state_dict()[name], value) for name, value in ours.items())
     code = {path.name for path in (runs["one"] / f"{row}-model").glob("*.py")}
     assert code <= {path.name for path in (tmp_path / "model").iterdir()}
+
+
+@pytest.mark.parametrize("row", PARADIGMS)
+def test_losses_are_told_by_source(runs, row):
+    """Of all processes together, in the steps in which a source had a part; and what they do in a second."""
+    kinds = json.loads((runs["two"] / "kinds.json").read_text())
+    for entry, batch in zip(history(runs["two"], row), kinds, strict=True):
+        assert {key.split("/")[0] for key in entry if "/" in key} == set(batch)
+        assert entry["tokens_per_second"] > 0 and 0 < entry["mfu"] < 1
 
 
 def test_some_process_had_no_image(runs):

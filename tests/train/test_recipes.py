@@ -195,7 +195,7 @@ def test_the_flags_of_the_command_are_these():
     flags = {flag for action in parser()._actions for flag in action.option_strings if flag.startswith("--")}
     assert flags == {
         "--help", "--recipe", "--output", "--resume", "--max-steps", "--text-model", "--codec", "--skip-bad-rows",
-        "--data", "--lora", "--model", "--micro-batches", "--dry-run", "--devices", "--flops",
+        "--data", "--lora", "--report-to", "--model", "--micro-batches", "--dry-run", "--devices", "--flops",
     }  # fmt: skip
 
 

@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMultimodalLM
 
 import train.language_model
 from modeling_unified.modeling_unified import UnifiedForConditionalGeneration
+from train.curves import draw_curves
 from train.recipes import RECIPES, spark
 from train.recipes.kinds import Source
 from train.run import located, main
@@ -64,9 +66,45 @@ def test_trains_on_data_that_the_command_line_names(recipe, own_data, tmp_path):
     assert {source["name"]: source["path"] for source in record["recipe"]["sources"]} == {
         "texts": str(texts), "read": str(folder), "drawn": str(folder),
     }  # fmt: skip
-    assert (output / "curves.png").exists() and not (output / "samples").exists()
-    assert {"text_loss", "image_loss"} <= record["last_log"].keys()
+    assert (output / "curves.png").exists() and (output / "samples" / "step-000003.png").exists()
+    by_source = {"texts/text_loss", "read/text_loss", "drawn/image_loss"}
+    assert {"text_loss", "image_loss", "tokens_per_second", "mfu", *by_source} <= record["last_log"].keys()
+    assert record["samples"] == {"texts": 3, "read": 3, "drawn": 6}
     UnifiedForConditionalGeneration.from_pretrained(output)
+
+
+def test_nothing_is_shown_of_texts_that_answer_nobody(recipe, own_data, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "spark/own", lambda: replace(recipe, sources=recipe.sources[:1], steps=1))
+    output = tmp_path / "run"
+    assert main(["--recipe", "spark/own", "--output", str(output), placed(own_data)[0]]) == 0
+    assert (output / "curves.png").exists() and not (output / "samples").exists()
+    assert not any("/" in key for key in json.loads((output / "training.json").read_text())["last_log"])
+
+
+def test_logs_go_to_tensorboard_if_asked(recipe, own_data, tmp_path):
+    output = tmp_path / "run"
+    command = ["--recipe", "spark/own", "--output", str(output), "--max-steps", "1", "--report-to", "tensorboard"]
+    assert main([*command, *placed(own_data)]) == 0
+    (events,) = output.glob("runs/*/events*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    logged = json.loads((output / "training.json").read_text())["last_log"]
+    for key in ("text_loss", "drawn/image_loss", "tokens_per_second", "mfu"):
+        (event,) = accumulator.Scalars(f"train/{key}")
+        assert event.step == 1 and event.value == pytest.approx(logged[key], rel=1e-6)
+    draw_curves([], tmp_path / "empty.png")
+    assert (output / "curves.png").read_bytes() != (tmp_path / "empty.png").read_bytes()  # after one step
+
+
+@pytest.mark.parametrize(
+    ("service", "message"),
+    [("nowhere", "nowhere is not supported, only"), ("trackio", "trackio to be installed. Run `pip install trackio`")],
+)
+def test_a_service_that_is_not_there_is_refused(recipe, own_data, tmp_path, service, message):
+    """Before anything is read or written; trackio is not in constraints.txt."""
+    with pytest.raises(ValueError, match=f"--report-to {service}: .*{message}"):
+        main(["--recipe", "spark/own", "--output", str(tmp_path / "run"), "--report-to", service, *placed(own_data)])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_source_without_a_place_is_refused(recipe, tmp_path):
@@ -90,6 +128,7 @@ def test_lora_leaves_an_adapter_that_loads(recipe, own_data, tmp_path):
     assert (
         main(["--recipe", "spark/own", "--output", str(output), "--lora", "--max-steps", "2", *placed(own_data)]) == 0
     )
+    assert (output / "samples" / "step-000002.png").exists()
     assert (output / "adapter_model.safetensors").exists() and not (output / "model.safetensors").exists()
     whole = UnifiedForConditionalGeneration.from_pretrained(recipe.model).state_dict()
     adapted = AutoModelForMultimodalLM.from_pretrained(output)
