@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import torch
-from test_harness import IDENTITY, READING
 
 from eval import harness
 from eval.load import HubModel
+from tests.eval.test_harness import IDENTITY, READING
 
 torch.set_num_threads(1)
 model, data, output = sys.argv[1:]
