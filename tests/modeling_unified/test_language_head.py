@@ -482,6 +482,14 @@ def test_one_gradient_of_the_matrix_for_all_losses(config, lm_head, hidden_NH, r
     assert matrices(lambda: [losses_together([group], lm_head)[0] for group in groups]) > 1
 
 
+def test_groups_without_targets_make_no_copy_of_the_matrix(lm_head, hidden_NH):
+    """Which products in another precision need."""
+    own, none = lm_head.weight.untyped_storage(), Targets(hidden_NH[:0], torch.zeros(0, dtype=torch.long))
+    with torch.autocast("cpu", torch.bfloat16), Matrices(own.nbytes() // 2) as watched:
+        losses_together([none, none], lm_head)
+    assert len({storage.data_ptr() for storage in watched.held} - {own.data_ptr()}) == 1  # the gradient
+
+
 @pytest.mark.parametrize("rows", ["own rows", "one softmax"])
 @pytest.mark.parametrize("upstream", ["one count", "weighted", "each its own"])
 def test_losses_together_in_half_precision(lm_head, hidden_NH, rows, upstream):
