@@ -180,6 +180,20 @@ def test_janus_draws_the_same_image_at_any_place(janus):
     assert not np.array_equal(np.asarray(drawn[0]), np.asarray(other_guidance))
 
 
+def test_what_janus_draws_are_its_codes_as_pixels(janus):
+    """As transformers' documentation samples, and by the formula of its normalisation."""
+    peer = load_peer(janus)
+    drawn = np.asarray(peer.draw(["two cats"], [7])[0]).astype(int)
+    prompt = peer.tokenizer("user: two cats\nassistant:<boi>", return_tensors="pt")
+    torch.manual_seed(7)
+    codes = peer.model.generate(**prompt, generation_mode="image", do_sample=True)
+    with torch.no_grad():
+        decoded = peer.model.decode_image_tokens(codes)[0].numpy()
+    images = peer.processor.image_processor
+    expected = (decoded * images.image_std + images.image_mean).clip(0, 1) * 255
+    assert np.abs(drawn - expected).max() <= 1
+
+
 def test_what_a_model_cannot_do_is_said(llama, janus, make_image, tmp_path):
     with pytest.raises(ValueError, match="reads no images"):
         load_peer(llama).answer([(make_image(), "how many?")])
