@@ -120,6 +120,8 @@ def test_what_is_not_there_is_named(task, tmp_path):
         load_tasks([str(elsewhere)])
 
 
-def test_questions_without_a_choice_are_refused(tmp_path):
+def test_all_best_choices_are_right_and_questions_without_a_choice_refused(tmp_path):
+    written = convert(bigbench_file(tmp_path), tmp_path / "tasks").with_suffix(".jsonl")
+    assert [json.loads(line)["right"] for line in written.read_text().splitlines()] == [[0], [0], [0, 1], [1], [1], [1]]
     with pytest.raises(ValueError, match="example 1 of animals has 2 choices, 2 of them right"):
         convert(bigbench_file(tmp_path, [EXAMPLES[0], ("one?", {"a": 1, "b": 1})]), tmp_path)
