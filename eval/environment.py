@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import torch
 
-PACKAGES = ("torch", "transformers", "diffusers", "evaluate", "datasets", "numpy", "pillow", "scipy")
+PACKAGES = ("torch", "transformers", "diffusers", "evaluate", "datasets", "lm_eval", "numpy", "pillow", "scipy")
 WEIGHTS = ("*.safetensors", "config.json", "generation_config.json", "tokenizer.json", "processor_config.json")
 
 

@@ -45,6 +45,10 @@ class HubModel:
         return cls(model, processor, batch_size)
 
     @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 

@@ -1,6 +1,6 @@
 """Measures a model: `python -m eval.run --model model_cards/ugen-spark --suite spark`.
 
-A suite is `spark`, our own, or the name of a benchmark (`eval/benchmarks/`). The model is a folder or a Hub id: one of
+A suite is `spark`, our own, `text`, tasks of lm_eval, or the name of a benchmark (`eval/benchmarks/`). The model is a folder or a Hub id: one of
 ours, or a peer of transformers. Data of a benchmark comes from the Hub, or from `--data FILE` with the same columns.
 
 Prints tables, and writes next to each other
@@ -18,6 +18,7 @@ eval.rerun NAME.json` tries it. An interrupted benchmark goes on when it is star
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
 from collections.abc import Sequence
@@ -25,14 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import AutoConfig
 
 from . import harness
 from .benchmark import benchmark_names, load_benchmark
 from .environment import data_revision, environment, model_revision
 from .load import HubModel
+from .peers import Peer, load_peer
 from .pictures import draw_sheet
 from .spark import DEFAULT_TASKS, TASKS, evaluate_spark, evenly
 from .spark_report import sections, table
+from .text import SUITE as TEXT_TASKS
+from .text import measure_text_tasks
 
 Row = dict[str, Any]
 
@@ -40,8 +45,9 @@ Row = dict[str, Any]
 def run(model: str, output: Path, suite: str = "spark", **options: Any) -> Row | None:
     """Measures a model and writes the files; arguments as on the command line. Returns the JSON, which holds the
     arguments too; None on all processes but the first."""
-    if suite == "spark":
-        record = run_spark(model, output, **options)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if suite in OWN_SUITES:
+        record = OWN_SUITES[suite](model, output, **options)
     else:
         record = run_benchmark(model, output, suite, **options)
     if record is None:
@@ -78,7 +84,6 @@ def run_spark(
         "limit": limit,
         "tasks": list(tasks),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_items(items, output.with_suffix(".items.jsonl"))
     if shown := sections(items):
         draw_sheet(f"{Path(model).name}: combinations never seen in training", shown, output.with_suffix(".png"))
@@ -123,8 +128,34 @@ def run_benchmark(
     return begun | tail(started) | measured.scores if measured else None
 
 
-def load_model(name: str, trust_remote_code: bool, batch_size: int) -> Any:
-    return HubModel.load(name, trust_remote_code, batch_size)
+def run_text(
+    model: str,
+    output: Path,
+    tasks: Sequence[str] = TEXT_TASKS,
+    limit: int | None = None,
+    batch_size: int = 8,
+    trust_remote_code: bool = False,
+) -> Row:
+    """Measures tasks of lm_eval, and writes items. Errors: see `measure_text_tasks`."""
+    started = time.monotonic()
+    loaded = load_model(model, trust_remote_code, batch_size)
+    measured = measure_text_tasks(loaded.model, loaded.tokenizer, tasks, limit, batch_size)
+    output.with_suffix(".items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in measured.items))
+    revisions = [data_revision(task) for task in tasks if Path(task).is_file()]
+    described = {
+        "data": {"source": list(tasks), "revision": revisions},
+        "settings": {"batch_size": batch_size, "limit": limit, "tasks": list(tasks)},
+    }
+    return head("text", model, loaded.parameters) | described | tail(started) | measured.scores
+
+
+OWN_SUITES = {"spark": run_spark, "text": run_text}
+
+
+def load_model(name: str, trust_remote_code: bool, batch_size: int) -> HubModel | Peer:
+    """One of ours, by its type, or a peer of transformers."""
+    ours = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).model_type == "unified"
+    return (HubModel.load if ours else load_peer)(name, trust_remote_code, batch_size)
 
 
 def head(suite: str, model: str, parameters: int) -> Row:
@@ -159,10 +190,10 @@ def benchmark_table(record: Row) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder or Hub id")
-    parser.add_argument("--suite", choices=["spark", *benchmark_names()], default="spark", metavar="NAME")
+    parser.add_argument("--suite", choices=[*OWN_SUITES, *benchmark_names()], default="spark", metavar="NAME")
     parser.add_argument("--output", type=Path, help="JSON file; default eval/results/MODEL.json or MODEL.SUITE.json")
     parser.add_argument("--data", help="of a benchmark: its rows in a file, or another data set of the Hub")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="of spark; default: all but editing")
+    parser.add_argument("--tasks", nargs="+", help=f"of spark ({', '.join(TASKS)}) or of lm_eval: names, YAML files")
     parser.add_argument("--limit", type=int, help="at most so many items of each part and split")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--batch-size", type=int)
@@ -173,9 +204,9 @@ def main() -> None:
     suite = given.get("suite", "spark")
     name = Path(given["model"]).name + ("" if suite == "spark" else f".{suite}")
     output = given.pop("output", None) or Path(__file__).parent / "results" / f"{name}.json"
-    for option, of_spark in (("tasks", True), ("data", False), ("images_per_prompt", False)):
-        if option in given and of_spark != (suite == "spark"):
-            parser.error(f"--{option.replace('_', '-')} is not for the suite {suite}")
+    takes = inspect.signature(OWN_SUITES.get(suite, run_benchmark)).parameters
+    if unknown := [option for option in given if option not in takes and option != "suite"]:
+        parser.error(f"--{unknown[0].replace('_', '-')} is not for the suite {suite}")
     record = run(output=output, **given)
     if record:
         print(table(record) if suite == "spark" else benchmark_table(record))

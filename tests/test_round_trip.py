@@ -147,10 +147,11 @@ def online(call, hub, *arguments, **options):
         return call(*arguments, **options)
 
 
-def test_an_upload_that_breaks_leaves_no_commit_and_goes_on(hub, folders):
+def test_an_upload_that_breaks_leaves_no_commit_and_goes_on(hub, tmp_path):
     api = HfApi(hub.url, token=TOKEN)
     online(api.create_repo, hub, "tester/broken")
-    weights = Path(folders["ugen"]) / "model.safetensors"
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(os.urandom(2**20))
     upload = {"path_or_fileobj": weights, "path_in_repo": weights.name, "repo_id": "tester/broken"}
     hub.broken_uploads = 100
     with pytest.raises(Exception, match="(?i)connection|disconnected|upload|broken|reset|Error"):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from train.sharding import as_itself
@@ -72,6 +73,8 @@ class WholeCheckpoints:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with as_itself(self.model):
             super().save_model(output_dir, _internal_call)
+        if self.args.should_save:  # a pickle that nothing reads; what is pushed holds none
+            (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.args.should_save and self._in_pieces():  # then transformers writes nothing
             for part in (self.model.config, self.model.generation_config, self.processing_class):
                 part.save_pretrained(output_dir)

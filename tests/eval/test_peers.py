@@ -1,0 +1,204 @@
+"""Peers of transformers, tiny and random: each has its verbs, and no answer, image or score depends on its batch."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusImageProcessor,
+    JanusProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
+
+from eval.peers import Janus, Peer, load_peer
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<image>", "<boi>", "<eoi>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: "
+    "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+QUESTIONS = ["how many cats?", "a", "what is left of the pizza, and which colour is it?"]
+
+
+def text_config(**more):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": 300, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return LlamaConfig(**sizes, **ids, initializer_range=0.5, max_position_embeddings=256, **more)
+
+
+def tokenizer():
+    from tokenizers import Tokenizer, decoders, models
+
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *letters])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    named = {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=named
+    )
+
+
+def save(folder, model, processor):
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    torch.manual_seed(0)
+    return save(tmp_path_factory.mktemp("peers") / "llama", LlamaForCausalLM(text_config()), tokenizer())
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text_config(), image_token_id=3, vision_feature_layer=-1)
+    )
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = LlavaProcessor(
+        images, tokenizer(), patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    processor.chat_template = TEMPLATE
+    return save(tmp_path_factory.mktemp("peers") / "llava", model, processor)
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory):
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    vision |= {"projection_dim": 32, "num_image_tokens": 16, "depth": 1, "mlp_ratio": 2.0}
+    codec = {"embed_dim": 4, "num_embeddings": 24, "latent_channels": 32, "base_channels": 32, "num_res_blocks": 1}
+    codec |= {
+        "channel_multiplier": [1, 1, 1],
+        "projection_dim": 32,
+        "image_token_embed_dim": 32,
+        "num_hidden_layers": 1,
+    }
+    model = JanusForConditionalGeneration(
+        JanusConfig(vision_config=vision, vq_config=codec, text_config=text_config().to_dict(), image_token_id=3)
+    )
+    model.generation_config = GenerationConfig(
+        bos_token_id=1, pad_token_id=0, eos_token_id=2, guidance_scale=5.0, generation_kwargs={"boi_token_id": 4}
+    )
+    images = JanusImageProcessor(size={"height": 16, "width": 16}, min_size=2)
+    processor = JanusProcessor(images, tokenizer(), chat_template=TEMPLATE, num_image_tokens=16)
+    return save(tmp_path_factory.mktemp("peers") / "janus", model, processor)
+
+
+@pytest.fixture(params=["llama", "llava", "janus"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def contents(make_image, with_images):
+    """Questions of different lengths about images of different sizes."""
+    sizes = [(16, 16), (40, 24), (9, 30)]
+    images = [make_image(number, *size) for number, size in enumerate(sizes)]
+    return [(image, words) if with_images else (words,) for image, words in zip(images, QUESTIONS, strict=True)]
+
+
+def test_verbs_and_sizes_are_told(folder):
+    peer = load_peer(folder)
+    assert peer.verbs == {"answer", "score"} | ({"draw"} if isinstance(peer, Janus) else set())
+    assert peer.parameters == sum(p.numel() for p in peer.model.parameters())
+    assert peer.revision.startswith("sha256 ")
+
+
+def test_answers_of_a_batch_are_single_answers(folder, make_image):
+    together, alone = load_peer(folder, batch_size=3), load_peer(folder, batch_size=1)
+    questions = contents(make_image, with_images=type(together) is not Peer)
+    answers = together.answer(questions, max_new_tokens=12)
+    assert answers == alone.answer(questions, max_new_tokens=12)
+    assert len(set(answers)) == 3 and all(answers)
+
+
+@pytest.mark.parametrize("name", ["llava", "janus"])
+def test_answers_depend_on_the_image(name, request, make_image):
+    peer = load_peer(request.getfixturevalue(name))
+    black = peer.answer([(Image.new("RGB", (16, 16)), QUESTIONS[0])], max_new_tokens=12)
+    assert black != peer.answer([(make_image(0, 16, 16), QUESTIONS[0])], max_new_tokens=12)
+
+
+def test_without_a_chat_template_parts_stand_one_after_the_other(llava, llama, make_image):
+    reader, writer = load_peer(llava), load_peer(llama)
+    templated = reader._inputs([(make_image(), "how many?")])
+    reader.processor.chat_template = None
+    plain = reader._inputs([(make_image(), "how many?")])
+    assert reader.tokenizer.decode(plain["input_ids"][0]) == "<image>" * 4 + "how many?"
+    assert reader.tokenizer.decode(templated["input_ids"][0]) == "user: " + "<image>" * 4 + "how many?\nassistant:"
+    assert writer.tokenizer.decode(writer._inputs([("how ", "many?")])["input_ids"][0]) == "how many?"
+
+
+def test_likelihoods_are_those_of_the_logits(folder):
+    together, alone = load_peer(folder, batch_size=3), load_peer(folder, batch_size=1)
+    contexts, continuations = QUESTIONS, [" two", " a bus", " red"]
+    found = together.score(contexts, continuations)
+    assert [value for value, _ in found] == pytest.approx(
+        [value for value, _ in alone.score(contexts, continuations)], abs=1e-4
+    )
+    for context, continuation, (value, greedy) in zip(contexts, continuations, found, strict=True):
+        ids = together.tokenizer(context + continuation, return_tensors="pt")["input_ids"]
+        length = len(together.tokenizer(continuation)["input_ids"])
+        with torch.no_grad():
+            log_probabilities = together.model(input_ids=ids).logits[0, -length - 1 : -1].log_softmax(-1)
+        expected = log_probabilities.gather(-1, ids[0, -length:, None]).sum()
+        assert value == pytest.approx(float(expected), abs=1e-4)
+        assert greedy == bool((log_probabilities.argmax(-1) == ids[0, -length:]).all())
+
+
+def test_janus_draws_the_same_image_at_any_place(janus):
+    peer = load_peer(janus)
+    prompts, seeds = ["two cats", "a red heart above a blue circle"], [7, 8]
+    state = torch.get_rng_state()
+    drawn = peer.draw(prompts, seeds)
+    assert torch.equal(state, torch.get_rng_state())
+    for image, again in zip(drawn, reversed(peer.draw(prompts[::-1], seeds[::-1])), strict=True):
+        assert image.size == (16, 16)
+        assert np.array_equal(np.asarray(image), np.asarray(again))
+    other_seed, other_guidance = peer.draw(prompts[:1], [9])[0], peer.draw(prompts[:1], [7], {"guidance_scale": 2.0})[0]
+    assert not np.array_equal(np.asarray(drawn[0]), np.asarray(other_seed))
+    assert not np.array_equal(np.asarray(drawn[0]), np.asarray(other_guidance))
+
+
+def test_what_janus_draws_are_its_codes_as_pixels(janus):
+    """As transformers' documentation samples, and by the formula of its normalisation."""
+    peer = load_peer(janus)
+    drawn = np.asarray(peer.draw(["two cats"], [7])[0]).astype(int)
+    prompt = peer.tokenizer("user: two cats\nassistant:<boi>", return_tensors="pt")
+    torch.manual_seed(7)
+    codes = peer.model.generate(**prompt, generation_mode="image", do_sample=True)
+    with torch.no_grad():
+        decoded = peer.model.decode_image_tokens(codes)[0].numpy()
+    images = peer.processor.image_processor
+    expected = (decoded * images.image_std + images.image_mean).clip(0, 1) * 255
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_what_a_model_cannot_do_is_said(llama, janus, make_image, tmp_path):
+    with pytest.raises(ValueError, match="reads no images"):
+        load_peer(llama).answer([(make_image(), "how many?")])
+    with pytest.raises(ValueError, match="guidance_scale is 1.0: Janus draws with more than 1"):
+        load_peer(janus).draw(["two cats"], [7], {"guidance_scale": 1.0})
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a t5, which transformers loads neither"):
+        load_peer(str(tmp_path))
