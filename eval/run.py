@@ -1,7 +1,8 @@
 """Measures a model: `python -m eval.run --model model_cards/ugen-spark --suite spark`.
 
-A suite is `spark`, our own, `text`, tasks of lm_eval, or the name of a benchmark (`eval/benchmarks/`). The model is a folder or a Hub id: one of
-ours, or a peer of transformers. Data of a benchmark comes from the Hub, or from `--data FILE` with the same columns.
+A suite is `spark`, our own, `text`, tasks of lm_eval, or the name of a benchmark (`eval/benchmarks/`). The model is a
+folder or a Hub id: one of ours, or a peer of transformers. Data of a benchmark comes from the Hub, or from `--data
+FILE` with the same columns.
 
 Prints tables, and writes next to each other
 
