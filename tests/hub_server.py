@@ -147,6 +147,10 @@ class Handler(BaseHTTPRequestHandler):
         token = {"type": "access_token", "accessToken": {"role": "write", "displayName": "test"}}
         self.send(200, {"type": "user", "name": USER, "orgs": [], "auth": token})
 
+    def nothing(self) -> None:
+        """What the client asks for on its own behalf, and does without."""
+        raise Refused(404, "NotFound", "Not here")
+
     def check_card(self) -> None:
         self.send(200, {"errors": [], "warnings": []})
 
@@ -272,6 +276,7 @@ ROUTES: list[Route] = [
     (method, re.compile(pattern), action)
     for method, pattern, action in (
         ("GET", "/api/whoami-v2", Handler.who),
+        ("GET", "/api/agent-harnesses", Handler.nothing),
         ("POST", "/api/validate-yaml", Handler.check_card),
         ("POST", "/api/repos/create", Handler.create),
         ("POST", f"/api/models/{ID}/preupload/(?P<revision>.+)", Handler.how_to_upload),

@@ -87,12 +87,16 @@ def test_several_results_stand_beside_each_other(two_results):
         drawing, scenes = record["drawing"]["model"], record["codec"]["scenes"]
         said = {label: cells[column] for label, cells in rows.items() if len(cells) == 2}
         for category, label in (("two_object", "two objects"), ("overall", "overall")):
-            held_out, seen = (f"{100 * drawing[split][category]:.0f}" for split in ("held_out", "seen"))
+            shares = [record["shares"]["drawing"][split][category] for split in ("held_out", "seen")]
+            held_out, seen = (f"{100 * of['value']:.0f}±{50 * (of['high'] - of['low']):.0f}" for of in shares)
             assert said[f"drawing: {label}"] == f"{held_out} / {seen} %"
+            assert column or [of["value"] for of in shares] == pytest.approx([drawing[s][category] for s in drawing])
         assert said["codec: PSNR, SSIM on scenes"] == f"{scenes['psnr']:.1f} dB, {scenes['ssim']:.3f}"
         assert said["text: bits per byte"] == f"{record['text']['bits_per_byte']:.2f}"
         assert said["parameters, codec included"] == f"{record['parameters'] / 1e6:.1f}M"
-        assert said["answering: accuracy"].startswith(f"{100 * record['answering']['held_out']['accuracy']:.0f} /")
+        answered = record["shares"]["answering"]["held_out"]["overall"]["value"]
+        assert said["answering: accuracy"].startswith(f"{100 * answered:.0f}±")
+    assert "± is half of a 95 % interval" in notes
     assert rows["drawing: ceiling of overall"] == ["100 / 100 %", "90 / 90 %"]
     assert rows["editing: as asked"] == ["-", "50 / 50 %"] and rows["editing: ceiling of both"] == ["-", "25 / 25 %"]
     assert rows["drawing: seconds per image"] == ["-", "0.12"]
