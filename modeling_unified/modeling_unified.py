@@ -61,8 +61,23 @@ class UnifiedPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
+    def from_pretrained(cls, *args, use_safetensors: bool | None = True, **kwargs):
+        """As of any model of transformers, but that weights are read from safetensors.
+
+        Raises:
+            ValueError: a repository that holds a pickle instead, which may run whatever its author wished when it is
+                read. Who trusts the author passes `use_safetensors=None`.
+        """
+        try:
+            loaded = super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+        except OSError as error:
+            if use_safetensors and "model.safetensors" in str(error):
+                raise ValueError(
+                    f"{args[0] if args else kwargs.get('pretrained_model_name_or_path')} holds no weights as "
+                    "safetensors. A pickle (pytorch_model.bin) is not read, since it may run code: ask its author for "
+                    "model.safetensors, or, if you trust it, load it with use_safetensors=None and save it again"
+                ) from error
+            raise
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.base_model.codec.requires_grad_(False)  # loading makes every parameter trainable
         return loaded

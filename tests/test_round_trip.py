@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from modeling_unified.configuration_unified import PARADIGMS
-from tests.hub_server import TOKEN, serve
+from tests.hub_server import TOKEN, File, Repository, serve
 
 TESTS = Path(__file__).parent
 PROBE = TESTS / "round_trip_probe.py"
@@ -180,3 +180,31 @@ def test_a_pull_that_breaks_is_never_taken_for_whole(hub, pushed, tmp_path):
     assert all(size == len(whole[name].content) for name, size in left.items())
     folder = Path(online(snapshot_download, hub, "tester/unifluid", cache_dir=tmp_path / "b", token=TOKEN))
     assert all((folder / name).read_bytes() == file.content for name, file in whole.items())
+
+
+def test_file_names_do_not_lead_out_of_the_cache(hub, tmp_path):
+    hub.repositories["tester/escape"] = Repository([{"../../../../escaped": File(b"out", large=False)}])
+    with pytest.raises(ValueError, match="(?i)invalid|path"):
+        online(snapshot_download, hub, "tester/escape", cache_dir=tmp_path / "a" / "cache", token=TOKEN)
+    assert not list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.slow
+def test_a_strangers_script_draws_and_answers(hub, run, tmp_path):
+    """The first block of README.md, with the id of the shipped model on a Hub, in a process without our packages."""
+    card = TESTS.parent / "model_cards" / "ugen-spark"
+    api = HfApi(hub.url, token=TOKEN)
+    online(api.create_repo, hub, "tester/ugen-spark")
+    online(api.upload_folder, hub, repo_id="tester/ugen-spark", folder_path=card)
+    block = (TESTS.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert block.count("\n") <= 10 and '"model_cards/ugen-spark"' in block
+    script = "import sys\nsys.modules['modeling_unified'] = sys.modules['processing_unified'] = None\n"
+    script += block.replace('"model_cards/ugen-spark"', '"tester/ugen-spark"')
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "HF_"))}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].strip() == "two"
+    assert (tmp_path / "drawing.png").stat().st_size > 1000
