@@ -75,10 +75,13 @@ def results(folders, hub_models, tmp_path):
         record = copy.deepcopy(measured) | {"model": str(folder)}
         record["drawing"]["model"]["held_out"]["overall"] = 0.78
         record["drawing"]["model"]["seen"]["overall"] = 0.76
+        record["shares"]["drawing"]["held_out"]["overall"] = {"value": 0.78, "low": 0.7, "high": 0.82, "n": 274}
+        record["shares"]["drawing"]["seen"]["overall"] = {"value": 0.76, "low": 0.7, "high": 0.8, "n": 300}
         record["drawing"]["codec"]["held_out"]["overall"] = 0.99
         record["parameters"] = sum(p.numel() for p in hub_models[folder.name].model.parameters())
         if folder.name == "vectors-spark":
             del record["text"], record["codec"]["scenes"]["num_codes"]
+            del record["shares"]  # intervals, which older results lack
             for split in ("held_out", "seen"):
                 record["answering"][split]["by_kind"] = {"colour": 0.25, "shape": 0.75}
             record["drawing"]["model"]["held_out"]["overall"] = 0.125
@@ -98,7 +101,7 @@ def test_writes_one_table_with_all_that_was_measured(folders, results, tmp_path,
     table, *footer = markdown([comparison]).split("\n\n")
     rows = {label: cells for label, *cells in (line.strip("| ").split(" | ") for line in table.splitlines())}
     assert rows["held-out / seen combinations"] == ["codes-spark", "vectors-spark"]
-    assert rows["drawing: overall"] == ["78 / 76 %", "12 / 76 %"]
+    assert rows["drawing: overall"] == ["78±6 / 76±5 %", "12 / 76 %"]
     assert rows["text: bits per byte"][1] == "-" != rows["text: bits per byte"][0]
     codes = comparison["models"][0]["codec"]["scenes"]
     assert rows["codec: codes in use on scenes"] == [f"{codes['codes_in_use']} of {codes['num_codes']}", "-"]
