@@ -78,7 +78,9 @@ def pulled(run, pushed, folders) -> dict:
 @pytest.fixture(scope="module")
 def offline(run, pulled, folders, hub) -> dict:
     before = len(hub.requests)
-    found = run("pull", "stranger", packages=False, offline=True, rows=["ugen"], again=False, trust_remote_code=True)
+    found = run(
+        "pull", "stranger", packages=False, offline=True, rows=list(folders), again=False, trust_remote_code=True
+    )
     assert len(hub.requests) == before
     return found
 
